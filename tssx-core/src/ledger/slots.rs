@@ -1,0 +1,1 @@
+//! Claiming and releasing path entries and slots.
