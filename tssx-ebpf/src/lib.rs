@@ -1,2 +1,85 @@
-//! To be written.
+//! What the kernel programs and the tracer share: the records in the maps, the maps' names and the causes of loss.
+//!
+//! One operation's way: a thread sends on a Unix socket; the kernel queues the bytes, tells the peer's socket
+//! (`sk_data_ready`: the program notes the peer's cookie for this CPU), and reports the call's result
+//! (`sock_send_length`: the program adds calls and bytes to the record of this socket and process, and the peer's
+//! cookie with it). `sock_recv_length` does the same for the receiver. The tracer reads the maps at the end of its
+//! window; nothing is copied per event and nobody waits for user space.
+//!
+//! The programs themselves are in the binary of this package (`main.rs`, feature `bpf`), built for the BPF target by
+//! `cargo xtask build`; the library part has no dependencies and runs anywhere.
+
 #![no_std]
+
+/// Name of the per-CPU hash map from [`TrafficKey`] to [`Traffic`].
+pub const TRAFFIC_MAP: &str = "TRAFFIC";
+/// Name of the per-CPU array of [`LossCount`], indexed by [`Loss`].
+pub const LOSSES_MAP: &str = "LOSSES";
+/// Entries of [`TRAFFIC_MAP`] unless the loader asks for another number: pairs of one socket and one process.
+pub const TRAFFIC_ENTRIES: u32 = 65_536;
+
+/// One socket as used by one process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TrafficKey {
+    /// The socket's cookie: equals `SO_COOKIE` and UNIX_DIAG's.
+    pub cookie: u64,
+    /// Process (thread group) that made the calls, as the initial pid namespace numbers it.
+    pub tgid: u32,
+    /// Zero: the key has no unset bytes.
+    pub reserved: u32,
+}
+
+/// What one CPU saw of one [`TrafficKey`]; the sum over all CPUs is the truth.
+///
+/// Only calls that moved at least one byte count: neither errors, nor end of file, nor `MSG_PEEK`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Calls that sent.
+    pub tx_calls: u64,
+    /// Bytes that those calls sent.
+    pub tx_bytes: u64,
+    /// Calls that received.
+    pub rx_calls: u64,
+    /// Bytes that those calls received.
+    pub rx_bytes: u64,
+    /// Cookie of the socket that got this CPU's latest sent bytes; 0 if this CPU never learned it.
+    pub peer: u64,
+    /// Name of the thread that made this CPU's first call, zero-padded; all zero on a CPU that saw none.
+    pub comm: [u8; 16],
+}
+
+/// What one CPU could not put into [`TRAFFIC_MAP`] for one cause.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LossCount {
+    /// Calls not counted.
+    pub calls: u64,
+    /// Bytes that those calls moved.
+    pub bytes: u64,
+}
+
+/// Why a call could not be counted: the index into [`LOSSES_MAP`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Loss {
+    /// Every entry of [`TRAFFIC_MAP`] is taken.
+    MapFull = 0,
+    /// The kernel had no memory for an entry.
+    NoMemory = 1,
+    /// The kernel refused an entry for another cause, or the entry vanished.
+    Refused = 2,
+}
+
+impl Loss {
+    /// Every cause, in the order of its index.
+    pub const ALL: [Self; 3] = [Self::MapFull, Self::NoMemory, Self::Refused];
+}
+
+// The tracer reads these bytes as the kernel wrote them: no padding anywhere.
+const _: () = {
+    assert!(size_of::<TrafficKey>() == 16);
+    assert!(size_of::<Traffic>() == 56);
+    assert!(size_of::<LossCount>() == 16);
+};

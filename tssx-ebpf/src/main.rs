@@ -1,0 +1,179 @@
+//! The kernel programs: three BTF tracepoints that only socket traffic reaches.
+//!
+//! - `sk_data_ready`: fires in the sender's call, for the socket that got the bytes;
+//! - `sock_send_length`, `sock_recv_length` (Linux 6.3): the result of every send and receive.
+//!
+//! No structure offset is used: `bpf_skc_to_unix_sock` tells Unix sockets from others and `bpf_get_socket_cookie`
+//! names them. Rust emits no CO-RE relocation, so this is what lets one object run on every kernel that has the tracepoints.
+
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "kernel helpers and map values are raw pointers, which the kernel's verifier checks at load")]
+#![allow(missing_docs, reason = "the macros of aya-ebpf make undocumented public items")]
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_unix_sock};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
+use aya_ebpf::programs::BtfTracePointContext;
+use aya_log_ebpf::debug;
+use tssx_ebpf::{Loss, LossCount, TRAFFIC_ENTRIES, Traffic, TrafficKey};
+
+/// `MSG_PEEK` of recv(2): the bytes stay queued and will be read again.
+const MSG_PEEK: i32 = 2;
+/// `BPF_NOEXIST` of bpf(2): two CPUs that meet at a new key must not reset each other's sums.
+const BPF_NOEXIST: u64 = 1;
+/// Errors of a map update, errno(3).
+const EEXIST: i32 = -17;
+const E2BIG: i32 = -7;
+const ENOMEM: i32 = -12;
+
+#[map]
+static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> = PerCpuHashMap::with_max_entries(TRAFFIC_ENTRIES, 0);
+
+#[map]
+static LOSSES: PerCpuArray<LossCount> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+
+/// The socket that was last told about new bytes on this CPU, and by which thread.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Told {
+    pid_tgid: u64,
+    cookie: u64,
+}
+
+#[map]
+static TOLD: PerCpuArray<Told> = PerCpuArray::with_max_entries(1, 0);
+
+/// Which way the bytes of a call went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Sent,
+    Received,
+}
+
+/// The cookie of a Unix socket, `None` for any other socket.
+#[inline(always)]
+fn unix_cookie(socket: *mut c_void) -> Option<u64> {
+    // SAFETY: `socket` is the tracepoint's trusted `struct sock *`; the verifier accepts these helpers on nothing else.
+    unsafe {
+        if bpf_skc_to_unix_sock(socket.cast()).is_null() {
+            return None;
+        }
+        Some(bpf_get_socket_cookie(socket.cast()))
+    }
+}
+
+/// `sk_data_ready(sk)`: `sk` has something to read, put there by the current thread.
+#[btf_tracepoint(function = "sk_data_ready")]
+fn data_ready(ctx: BtfTracePointContext) -> i32 {
+    let Some(cookie) = unix_cookie(ctx.arg(0)) else { return 0 };
+    if let Some(told) = TOLD.get_ptr_mut(0) {
+        // SAFETY: the verifier proved `told` to be this CPU's entry; programs on one CPU do not preempt each other.
+        unsafe { *told = Told { pid_tgid: bpf_get_current_pid_tgid(), cookie } };
+    }
+    0
+}
+
+/// `sock_send_length(sk, ret, flags)`: the end of a send.
+#[btf_tracepoint(function = "sock_send_length")]
+fn sent(ctx: BtfTracePointContext) -> i32 {
+    let result: i32 = ctx.arg(1);
+    if result > 0
+        && let Some(cookie) = unix_cookie(ctx.arg(0))
+    {
+        account(&ctx, cookie, Direction::Sent, result as u64);
+    }
+    0
+}
+
+/// `sock_recv_length(sk, ret, flags)`: the end of a receive.
+#[btf_tracepoint(function = "sock_recv_length")]
+fn received(ctx: BtfTracePointContext) -> i32 {
+    let result: i32 = ctx.arg(1);
+    let flags: i32 = ctx.arg(2);
+    if result > 0
+        && flags & MSG_PEEK == 0
+        && let Some(cookie) = unix_cookie(ctx.arg(0))
+    {
+        account(&ctx, cookie, Direction::Received, result as u64);
+    }
+    0
+}
+
+/// Adds one call to its record, or to the losses.
+#[inline(always)]
+fn account(ctx: &BtfTracePointContext, cookie: u64, direction: Direction, bytes: u64) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let key = TrafficKey { cookie, tgid: (pid_tgid >> 32) as u32, reserved: 0 };
+    let record = match record_of(&key) {
+        Ok(record) => record,
+        Err(loss) => {
+            lose(loss, bytes);
+            debug!(ctx, "no record for socket {} of process {}", key.cookie, key.tgid);
+            return;
+        }
+    };
+    // SAFETY: the verifier proved `record` to be this CPU's value; programs on one CPU do not preempt each other.
+    unsafe {
+        if (*record).comm[0] == 0
+            && let Ok(comm) = bpf_get_current_comm()
+        {
+            (*record).comm = comm;
+        }
+        if direction == Direction::Received {
+            (*record).rx_calls += 1;
+            (*record).rx_bytes += bytes;
+            return;
+        }
+        (*record).tx_calls += 1;
+        (*record).tx_bytes += bytes;
+        if let Some(told) = TOLD.get_ptr_mut(0)
+            && (*told).pid_tgid == pid_tgid
+        {
+            // Used once: a thread that moves to another CPU within a call must not leave its peer for a later one.
+            (*record).peer = (*told).cookie;
+            (*told).pid_tgid = 0;
+        }
+    }
+}
+
+/// This CPU's value for `key`, made if need be.
+#[inline(always)]
+fn record_of(key: &TrafficKey) -> Result<*mut Traffic, Loss> {
+    if let Some(record) = TRAFFIC.get_ptr_mut(key) {
+        return Ok(record);
+    }
+    let fresh = Traffic { tx_calls: 0, tx_bytes: 0, rx_calls: 0, rx_bytes: 0, peer: 0, comm: [0; 16] };
+    match TRAFFIC.insert(key, fresh, BPF_NOEXIST) {
+        Ok(()) | Err(EEXIST) => TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused),
+        Err(E2BIG) => Err(Loss::MapFull),
+        Err(ENOMEM) => Err(Loss::NoMemory),
+        Err(_) => Err(Loss::Refused),
+    }
+}
+
+/// Counts a call that has no record.
+#[inline(always)]
+fn lose(loss: Loss, bytes: u64) {
+    if let Some(count) = LOSSES.get_ptr_mut(loss as u32) {
+        // SAFETY: the verifier proved `count` to be this CPU's entry; programs on one CPU do not preempt each other.
+        unsafe {
+            (*count).calls += 1;
+            (*count).bytes += bytes;
+        }
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Some helpers are only for programs under a licence that the kernel calls compatible with the GPL; "Dual MIT/GPL" is one.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
