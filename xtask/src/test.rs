@@ -1,0 +1,167 @@
+//! `cargo xtask test`: everything that can be tested, ending with one line `N passed, N failed, N skipped`.
+//!
+//! Each check is one test; cargo's own tests are counted by the harness' closing lines. A command that fails without
+//! saying which test failed counts as one failure, and a suite that ran no test at all as one too. The behaviour tests
+//! are told by `TSSX_PRELOAD` and `TSSX_TRACE` what to test; what needs root is skipped loudly without it, and
+//! with `CI=true` a skipped test is a failure.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use nix::unistd::geteuid;
+
+use crate::build::Artefacts;
+use crate::{build, check, paths, run, setup};
+
+/// Longest that one suite may take, its build included.
+const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
+
+/// How many tests ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Adds up the closing lines of Rust's test harness: `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
+    fn of_harness(text: &str) -> Self {
+        let mut tally = Self::default();
+        for line in text.lines().filter_map(|line| line.trim().strip_prefix("test result: ")) {
+            for part in line.split(['.', ';']) {
+                let mut words = part.split_whitespace();
+                let (Some(Ok(count)), Some(kind)) = (words.next().map(str::parse::<usize>), words.next()) else { continue };
+                match kind {
+                    "passed" => tally.passed += count,
+                    "failed" => tally.failed += count,
+                    "ignored" => tally.skipped += count,
+                    _ => {}
+                }
+            }
+        }
+        tally
+    }
+}
+
+/// One run of cargo's tests.
+struct Suite {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    needs_root: bool,
+}
+
+const SUITES: [Suite; 4] = [
+    Suite { name: "tssx-core", arguments: &["--package", "tssx-core"], needs_root: false },
+    Suite { name: "xtask", arguments: &["--package", "xtask", "--bins"], needs_root: false },
+    Suite {
+        name: "behaviour with and without the library",
+        arguments: &["--package", "xtask", "--test", "behaviour"],
+        needs_root: false,
+    },
+    Suite { name: "tssx-trace, with the kernel programs", arguments: &["--package", "tssx-trace"], needs_root: true },
+];
+
+/// Runs everything.
+///
+/// # Errors
+/// When anything failed, or with `CI=true` was skipped.
+pub(crate) fn test() -> Result<()> {
+    setup::setup()?;
+    let artefacts = build::build()?;
+    let mut total = Tally::default();
+    let mut failures = Vec::new();
+    for step in check::steps() {
+        println!("== check: {}", step.name);
+        match (step.run)() {
+            Ok(()) => total.passed += 1,
+            Err(error) => {
+                println!("{error:#}");
+                total.failed += 1;
+                failures.push(format!("check: {}", step.name));
+            }
+        }
+    }
+    for suite in &SUITES {
+        println!("== tests: {}", suite.name);
+        let tally = suite.run(&artefacts);
+        if tally.failed > 0 {
+            failures.push(format!("tests: {}", suite.name));
+        }
+        total.add(tally);
+    }
+    if std::env::var_os("CI").is_some_and(|value| value == "true") && total.skipped > 0 {
+        println!("with CI=true nothing may be skipped: {} counted as failed", total.skipped);
+        failures.push("skipped tests".to_owned());
+        total.failed += std::mem::take(&mut total.skipped);
+    }
+    for failure in &failures {
+        println!("failed: {failure}");
+    }
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    if total.failed > 0 {
+        bail!("{} tests failed", total.failed);
+    }
+    Ok(())
+}
+
+impl Suite {
+    fn run(&self, artefacts: &Artefacts) -> Tally {
+        if self.needs_root && !geteuid().is_root() {
+            println!("SKIPPED: {}: loading kernel programs needs root; run `sudo -E cargo xtask test`", self.name);
+            return Tally { skipped: 1, ..Tally::default() };
+        }
+        let mut cargo = Command::new(paths::cargo());
+        cargo.arg("test").args(self.arguments).current_dir(paths::workspace());
+        tell(&mut cargo, artefacts);
+        match run::tee(&mut cargo, SUITE_DEADLINE) {
+            Ok(output) => {
+                let mut tally = Tally::of_harness(&output.stdout);
+                if !output.status.success() && tally.failed == 0 || tally.is_empty() {
+                    println!("{}: {}, and no test says why", self.name, output.status);
+                    tally.failed += 1;
+                }
+                tally
+            }
+            Err(error) => {
+                println!("{error:#}");
+                Tally { failed: 1, ..Tally::default() }
+            }
+        }
+    }
+}
+
+/// Tells the tests where the things under test are.
+fn tell(command: &mut Command, artefacts: &Artefacts) {
+    let set = |command: &mut Command, name: &str, path: &Path| {
+        command.env(name, path);
+    };
+    set(command, "TSSX_PRELOAD", &artefacts.preload);
+    set(command, "TSSX_TRACE", &artefacts.trace);
+    set(command, "TSSX_EBPF_OBJECT", &artefacts.ebpf);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_add_up() {
+        let text = "test a ... ok\ntest result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s\n\
+            test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s\n";
+        assert_eq!(Tally::of_harness(text), Tally { passed: 7, failed: 3, skipped: 1 });
+        assert!(Tally::of_harness("running 0 tests\n").is_empty());
+    }
+}
