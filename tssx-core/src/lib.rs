@@ -1,5 +1,13 @@
 //! What two processes share.
 #![cfg_attr(not(test), no_std)]
 
+pub mod diag;
+pub mod layout;
 pub mod ledger;
+pub mod lock;
 pub mod reason;
+pub mod rendezvous;
+pub mod ring;
+pub mod segment;
+mod shared_bytes;
+pub mod sys;

@@ -95,6 +95,13 @@ pub const ROLE_CONNECTOR: u32 = 0;
 /// `Slot::role`: this end came from `accept`.
 pub const ROLE_ACCEPTOR: u32 = 1;
 
+/// `Slot::tx_mode`, `Slot::rx_mode`: on the kernel socket, may still move into a ring.
+pub const MODE_KERNEL: u32 = 0;
+/// `Slot::tx_mode`, `Slot::rx_mode`: in the ring.
+pub const MODE_RING: u32 = 1;
+/// `Slot::tx_mode`, `Slot::rx_mode`: on the kernel socket for good.
+pub const MODE_FINAL: u32 = 2;
+
 /// One end of one selected connection: an open file description, whichever descriptors and forked processes hold it.
 ///
 /// "Operations" are calls of the program that moved at least one byte. "tx" is towards the peer, "rx" from it.
@@ -114,8 +121,8 @@ pub struct Slot {
     pub pid: AtomicU32,
     /// Processes of the family that hold the descriptor.
     pub holders: AtomicU32,
-    /// 1 when a `fork` made a second holder possible: the locks in the segment are then taken too.
-    pub shared: AtomicU32,
+    /// Process that holds the lock of the sending direction, 0 = nobody; see [`crate::lock`].
+    pub tx_lock: AtomicU32,
     /// `SO_COOKIE` of this end's socket; equals UNIX_DIAG's and `bpf_get_socket_cookie`'s. 0 = not known.
     pub cookie: AtomicU64,
     /// Inode of this end's socket (`st_ino` of `fstat(2)`).
@@ -141,8 +148,8 @@ pub struct Slot {
     pub kernel_rx_inflight: AtomicU32,
     /// Attempts to upgrade made so far.
     pub attempts: AtomicU32,
-    /// Reserved; zero.
-    pub reserved0: AtomicU32,
+    /// Process that holds the lock of the receiving direction, 0 = nobody.
+    pub rx_lock: AtomicU32,
 
     /// Program bytes written to a ring.
     pub ring_tx_bytes: AtomicU64,
@@ -167,8 +174,20 @@ pub struct Slot {
     pub spin_hits: AtomicU64,
     /// Times a writer found the ring full.
     pub ring_full: AtomicU64,
+    /// Where the sending direction is: one of the `MODE_` values.
+    pub tx_mode: AtomicU32,
+    /// Where the receiving direction is: one of the `MODE_` values.
+    pub rx_mode: AtomicU32,
+    /// Callers asleep in a kernel receive because the ring was empty.
+    pub rx_waiters: AtomicU32,
+    /// Comparisons of both ends' byte counts that failed.
+    pub disagreements: AtomicU32,
+    /// 1 once a reset by the peer was reported to the program, which happens once (unix(7)).
+    pub reset_reported: AtomicU32,
+    /// Most bytes that this end may leave unread in the ring; derived from `SO_SNDBUF`.
+    pub tx_limit: AtomicU32,
     /// Reserved; zero.
-    pub reserved1: [AtomicU64; 7],
+    pub reserved: [AtomicU64; 4],
 }
 
 const _: () = {
@@ -192,5 +211,6 @@ const _: () = {
     assert!(offset_of!(Slot, ring_tx_bytes) == 112);
     assert!(offset_of!(Slot, doorbell_tx_bytes) == 144);
     assert!(offset_of!(Slot, sleeps) == 176);
-    assert!(offset_of!(Slot, reserved1) == 200);
+    assert!(offset_of!(Slot, tx_mode) == 200);
+    assert!(offset_of!(Slot, reserved) == 224);
 };

@@ -1,0 +1,230 @@
+//! How the two ends of a connection meet outside it: a short-lived mailbox in the abstract namespace, unix(7).
+//!
+//! The acceptor listens on a name derived from the inode of its socket; the connector, to whom the kernel tells that inode
+//! ([`crate::diag`]), connects and passes the segment. Both check the user id that the kernel vouches for (SO_PEERCRED, of a
+//! listening socket the listener's) against the one of the stream itself, *before* anything is passed or believed, so that
+//! a third user who squats on the name or guesses it gets nothing. Nobody waits: each step is one try, made in passing.
+
+#![allow(unsafe_code, reason = "builds control messages for SCM_RIGHTS")]
+
+use core::mem::{MaybeUninit, size_of};
+
+use crate::reason::Reason;
+use crate::sys;
+
+/// First bytes of every mailbox name after the NUL; the version is that of the protocol.
+const NAME_PREFIX: &[u8] = b"\0tssx/1/";
+/// What an offer's only message says; the descriptor rides along.
+const OFFER: &[u8; 8] = b"TSSXOFR1";
+/// Mailbox descriptors are moved to at least this number, out of the way of programs that count on low ones.
+const DESCRIPTOR_MIN: usize = 200;
+
+/// What one try brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<T> {
+    /// It worked.
+    Done(T),
+    /// The peer is not there (yet).
+    NotYet,
+    /// It will not work.
+    Refused(Reason),
+}
+
+fn address(acceptor_inode: u64) -> (libc::sockaddr_un, usize) {
+    let mut name = [0_u8; 32];
+    let digits = (0..16).rev().map(|nibble| b"0123456789abcdef"[(acceptor_inode >> (4 * nibble)) as usize & 15]);
+    let mut length = 0;
+    for (to, from) in name.iter_mut().zip(NAME_PREFIX.iter().copied().chain(digits)) {
+        *to = from;
+        length += 1;
+    }
+    // SAFETY: all-zero is a valid `sockaddr_un`.
+    let mut address: libc::sockaddr_un = unsafe { MaybeUninit::zeroed().assume_init() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in address.sun_path.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    (address, size_of::<libc::sa_family_t>() + length)
+}
+
+fn socket() -> sys::Result<i32> {
+    sys::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+}
+
+/// Whether the process at the other end of `fd` runs as `uid`, or as root, who could do anything anyway.
+fn is_user(fd: i32, uid: u32) -> bool {
+    sys::getsockopt::<libc::ucred>(fd, libc::SO_PEERCRED).is_ok_and(|peer| peer.uid == uid || peer.uid == 0)
+}
+
+/// The user at the other end of the stream `fd`, as the kernel recorded it.
+///
+/// # Errors
+/// [`Reason::PeerCredentials`] if the kernel does not say.
+pub fn stream_user(fd: i32) -> Result<u32, Reason> {
+    sys::getsockopt::<libc::ucred>(fd, libc::SO_PEERCRED).map(|peer| peer.uid).map_err(|_| Reason::PeerCredentials)
+}
+
+/// Acceptor: opens the mailbox for the socket with this inode. The descriptor is the caller's to close.
+///
+/// # Errors
+/// [`Reason::PeerNotReady`] if no socket can be made or the name is taken.
+pub fn open_mailbox(acceptor_inode: u64) -> Result<i32, Reason> {
+    let low = socket().map_err(|_| Reason::PeerNotReady)?;
+    let fd = match sys::fcntl(low, libc::F_DUPFD_CLOEXEC, DESCRIPTOR_MIN) {
+        Ok(high) => {
+            sys::close(low);
+            high
+        }
+        Err(_) => low,
+    };
+    let (name, length) = address(acceptor_inode);
+    if sys::bind(fd, &name, length).and_then(|()| sys::listen(fd, 2)).is_err() {
+        sys::close(fd);
+        return Err(Reason::PeerNotReady);
+    }
+    Ok(fd)
+}
+
+/// Acceptor: looks whether an offer has come from user `uid`. On success the segment's descriptor, the caller's to close.
+#[must_use]
+pub fn take_offer(mailbox: i32, uid: u32) -> Outcome<i32> {
+    let Ok(visitor) = sys::accept(mailbox) else {
+        return Outcome::NotYet;
+    };
+    let outcome = if is_user(visitor, uid) { receive_offer(visitor) } else { Outcome::Refused(Reason::PeerCredentials) };
+    sys::close(visitor);
+    outcome
+}
+
+/// Connector: offers `segment` to the mailbox of the acceptor with this inode, if it is open and belongs to user `uid`.
+/// `make` is called once the acceptor is known to be there and to be the right one.
+pub fn offer<T>(acceptor_inode: u64, uid: u32, make: impl FnOnce() -> Result<(T, i32), Reason>) -> Outcome<T> {
+    let Ok(fd) = socket() else {
+        return Outcome::NotYet;
+    };
+    let (name, length) = address(acceptor_inode);
+    let outcome = if sys::connect(fd, &name, length).is_err() {
+        Outcome::NotYet
+    } else if !is_user(fd, uid) {
+        Outcome::Refused(Reason::PeerCredentials)
+    } else {
+        match make() {
+            Ok((made, memory)) => {
+                let sent = send_offer(fd, memory);
+                sys::close(memory);
+                if sent { Outcome::Done(made) } else { Outcome::Refused(Reason::PeerNotReady) }
+            }
+            Err(reason) => Outcome::Refused(reason),
+        }
+    };
+    sys::close(fd);
+    outcome
+}
+
+/// Room for one control message with one descriptor, aligned as `struct cmsghdr`.
+#[repr(C, align(8))]
+struct Control([u8; 32]);
+
+/// Length of a control message that carries one descriptor: CMSG_LEN(sizeof(int)), cmsg(3).
+const CONTROL_LENGTH: usize = size_of::<libc::cmsghdr>() + size_of::<i32>();
+
+fn send_offer(fd: i32, memory: i32) -> bool {
+    let mut control = Control([0; 32]);
+    let header = libc::cmsghdr { cmsg_len: CONTROL_LENGTH, cmsg_level: libc::SOL_SOCKET, cmsg_type: libc::SCM_RIGHTS };
+    let place = control.0.as_mut_ptr();
+    // SAFETY: the buffer is aligned for `cmsghdr` and holds header and descriptor (20 of 32 bytes).
+    unsafe {
+        place.cast::<libc::cmsghdr>().write(header);
+        place.add(size_of::<libc::cmsghdr>()).cast::<i32>().write(memory);
+    }
+    let mut text = *OFFER;
+    let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+    let message = message(&mut part, &mut control);
+    // SAFETY: all pointers lead to locals that are alive.
+    unsafe { sys::sendmsg(fd, &message) == Ok(OFFER.len()) }
+}
+
+fn receive_offer(fd: i32) -> Outcome<i32> {
+    let mut control = Control([0; 32]);
+    let mut text = [0_u8; OFFER.len()];
+    let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+    let mut message = message(&mut part, &mut control);
+    // SAFETY: all pointers lead to locals that are alive.
+    let received = unsafe { sys::recvmsg(fd, &mut message) };
+    let whole = received == Ok(OFFER.len()) && text == *OFFER;
+    let length = message.msg_controllen;
+    // SAFETY: the buffer is aligned for `cmsghdr` and initialised, whatever the kernel wrote.
+    let (header, memory) = unsafe {
+        let place = control.0.as_ptr();
+        (place.cast::<libc::cmsghdr>().read(), place.add(size_of::<libc::cmsghdr>()).cast::<i32>().read())
+    };
+    let carries = length >= CONTROL_LENGTH
+        && header.cmsg_level == libc::SOL_SOCKET
+        && header.cmsg_type == libc::SCM_RIGHTS
+        && header.cmsg_len == CONTROL_LENGTH;
+    match (carries, whole) {
+        (true, true) => Outcome::Done(memory),
+        (true, false) => {
+            sys::close(memory);
+            Outcome::Refused(Reason::BadSegment)
+        }
+        // The connector connects and sends in one go, but a stranger of the same user need not.
+        (false, _) => Outcome::Refused(Reason::BadSegment),
+    }
+}
+
+fn message(part: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
+    // SAFETY: all-zero is a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    // One descriptor and its padding: CMSG_SPACE(sizeof(int)).
+    message.msg_controllen = 24;
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::Segment;
+
+    fn uid() -> u32 {
+        // SAFETY: no arguments.
+        unsafe { libc::getuid() }
+    }
+
+    #[test]
+    fn an_offer_reaches_the_open_mailbox_and_only_that() {
+        let inode = 0xfeed_0000 + u64::from(std::process::id());
+        assert_eq!(offer(inode, uid(), || -> Result<((), i32), Reason> { panic!("nobody listens") }), Outcome::NotYet);
+        let mailbox = open_mailbox(inode).expect("mailbox");
+        assert_eq!(take_offer(mailbox, uid()), Outcome::NotYet);
+        assert!(open_mailbox(inode).is_err(), "the name is taken");
+        let sent = offer(inode, uid(), || Segment::create(0, 1, inode));
+        let Outcome::Done(segment) = sent else { panic!("not sent: {sent:?}") };
+        let Outcome::Done(memory) = take_offer(mailbox, uid()) else { panic!("not received") };
+        assert!(Segment::adopt(memory, inode).is_ok());
+        sys::close(memory);
+        sys::close(mailbox);
+        // SAFETY: not used below.
+        unsafe { segment.unmap() };
+    }
+
+    #[test]
+    fn another_user_is_refused_by_both_sides() {
+        // SAFETY: no arguments.
+        let root = uid() == 0;
+        if root {
+            // Root is let in by design; the cross-user case with an unprivileged stranger runs as a preloaded test.
+            assert!(is_user(loopback_pair(), u32::MAX));
+            return;
+        }
+        assert!(!is_user(loopback_pair(), u32::MAX));
+    }
+
+    fn loopback_pair() -> i32 {
+        use std::os::fd::IntoRawFd;
+        std::os::unix::net::UnixStream::pair().expect("pair").0.into_raw_fd()
+    }
+}

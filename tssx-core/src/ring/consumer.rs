@@ -1,0 +1,146 @@
+//! Reading from a ring. The caller holds the direction's receiving lock.
+
+#![allow(unsafe_code, reason = "copies out of the ring's memory")]
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use super::{Corrupt, Span, contiguous};
+use crate::layout::Direction;
+use crate::segment::Segment;
+use crate::shared_bytes;
+
+/// The consuming end of one direction.
+#[derive(Clone, Copy)]
+pub struct Consumer<'a> {
+    direction: &'a Direction,
+    bytes: *mut u8,
+    capacity: u64,
+    span: Span,
+    taken: u64,
+}
+
+impl<'a> Consumer<'a> {
+    /// Looks at the ring this end reads. `head` is our own; `tail` is the producer's, and its Acquire pairs with the
+    /// Release in [`super::producer::Producer::publish`]: the bytes before it are there.
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    pub fn open(segment: &'a Segment) -> Result<Self, Corrupt> {
+        let direction = segment.rx();
+        let head = direction.head.load(Relaxed);
+        let span = Span::checked(head, direction.tail.load(Acquire), segment.capacity())?;
+        Ok(Self { direction, bytes: segment.rx_bytes(), capacity: segment.capacity(), span, taken: 0 })
+    }
+
+    /// Readable bytes that were not taken yet.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        self.span.used() - self.taken
+    }
+
+    /// Position of the next byte to take.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.span.head.wrapping_add(self.taken)
+    }
+
+    /// Copies up to `length` bytes behind those already taken; they stay in the ring until [`Self::publish`].
+    ///
+    /// # Safety
+    /// `to` must be writable for `length` bytes.
+    pub unsafe fn copy_out(&mut self, to: *mut u8, length: usize) -> usize {
+        let length = length.min(usize::try_from(self.available()).unwrap_or(0));
+        let mut done = 0;
+        while done < length {
+            let (offset, piece) = contiguous(self.position(), length - done, self.capacity);
+            // SAFETY: offset + piece <= capacity by `contiguous`, so the source lies inside the ring; the target is the
+            // caller's promise; private and ring memory do not overlap.
+            unsafe { shared_bytes::load(to.add(done), self.bytes.add(offset), piece) };
+            done += piece;
+            self.taken += piece as u64;
+        }
+        done
+    }
+
+    /// Takes up to `length` bytes without copying: for MSG_TRUNC and for callers that let the kernel copy.
+    pub fn skip(&mut self, length: usize) -> usize {
+        let length = length.min(usize::try_from(self.available()).unwrap_or(0));
+        self.taken += length as u64;
+        length
+    }
+
+    /// The next readable bytes that lie in one piece: address and count.
+    #[must_use]
+    pub fn piece(&self, length: usize) -> (*const u8, usize) {
+        let length = length.min(usize::try_from(self.available()).unwrap_or(0));
+        let (offset, piece) = contiguous(self.position(), length, self.capacity);
+        // SAFETY: offset < capacity, inside the ring.
+        (unsafe { self.bytes.add(offset) }, piece)
+    }
+
+    /// Frees what was taken for the producer. Release: our reads come before the position. Returns (bytes unread before,
+    /// bytes unread after).
+    pub fn publish(self) -> (u64, u64) {
+        if self.taken > 0 {
+            self.direction.head.store(self.position(), Release);
+        }
+        (self.span.used(), self.available())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::producer::Producer;
+    use crate::sys;
+
+    fn pair() -> (Segment, Segment) {
+        let (ours, fd) = Segment::create(0, 1, 2).expect("create");
+        let theirs = Segment::adopt(fd, 2).expect("adopt");
+        sys::close(fd);
+        (ours, theirs)
+    }
+
+    #[test]
+    fn bytes_arrive_in_order_across_many_wraps() {
+        let (ours, theirs) = pair();
+        let (mut next_in, mut next_out) = (0_u32, 0_u32);
+        for step in 1..3000_usize {
+            let message: Vec<u8> = (0..step % 977).map(|_| { next_in = next_in.wrapping_add(1); next_in as u8 }).collect();
+            let mut producer = Producer::open(&ours).expect("sane");
+            // SAFETY: a live vector.
+            assert_eq!(unsafe { producer.copy_in(message.as_ptr(), message.len()) }, message.len());
+            producer.publish();
+            let mut back = vec![0_u8; step % 977];
+            let mut consumer = Consumer::open(&theirs).expect("sane");
+            // SAFETY: a live vector.
+            assert_eq!(unsafe { consumer.copy_out(back.as_mut_ptr(), back.len()) }, back.len());
+            consumer.publish();
+            assert!(back.iter().all(|byte| { next_out = next_out.wrapping_add(1); *byte == next_out as u8 }));
+        }
+    }
+
+    #[test]
+    fn a_full_ring_takes_no_more_and_an_unpublished_copy_is_invisible() {
+        let (ours, theirs) = pair();
+        let bytes = vec![1_u8; 200_000];
+        let mut producer = Producer::open(&ours).expect("sane");
+        // SAFETY: a live vector.
+        let took = unsafe { producer.copy_in(bytes.as_ptr(), bytes.len()) };
+        assert_eq!(took as u64, ours.capacity());
+        assert_eq!(Consumer::open(&theirs).expect("sane").available(), 0);
+        producer.publish();
+        assert_eq!(Producer::open(&ours).expect("sane").room(u64::MAX), 0);
+        assert_eq!(Consumer::open(&theirs).expect("sane").available(), ours.capacity());
+    }
+
+    #[test]
+    fn positions_forged_by_the_peer_are_refused_by_both_ends() {
+        let (ours, theirs) = pair();
+        theirs.rx().head.store(1, Relaxed);
+        assert_eq!(Producer::open(&ours).err(), Some(Corrupt));
+        assert_eq!(Consumer::open(&theirs).err(), Some(Corrupt));
+        theirs.rx().tail.store(u64::MAX, Relaxed);
+        assert_eq!(Consumer::open(&theirs).err(), Some(Corrupt));
+    }
+}

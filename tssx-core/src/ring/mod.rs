@@ -1,0 +1,67 @@
+//! The byte ring: single producer, single consumer, positions that never wrap in practice.
+//!
+//! A position is a free-running 64-bit count of bytes; the place in memory is `position & (capacity - 1)`. `tail` is
+//! written by the producer, `head` by the consumer, `tail - head` bytes are readable. A full ring refuses (the caller
+//! waits or says EAGAIN), an empty one returns nothing. "Single" is per direction: threads and forked processes that
+//! share an end take turns by [`crate::lock`].
+//!
+//! The peer can write both positions, so each call loads both once, believes them only if `tail - head` is between 0
+//! and the capacity, and derives every address from the values it checked. A half-done copy is invisible: the
+//! position moves by one store, after the bytes (Release), and is read before them (Acquire).
+
+pub mod consumer;
+pub mod producer;
+
+/// The positions contradict each other: the peer (or a stray pointer) wrote into the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrupt;
+
+/// A checked pair of positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First readable byte.
+    pub head: u64,
+    /// One past the last readable byte.
+    pub tail: u64,
+}
+
+impl Span {
+    /// Believes the positions if they can be true of a ring of `capacity` bytes.
+    fn checked(head: u64, tail: u64, capacity: u64) -> Result<Self, Corrupt> {
+        if tail.wrapping_sub(head) > capacity { Err(Corrupt) } else { Ok(Self { head, tail }) }
+    }
+
+    /// Readable bytes.
+    #[must_use]
+    pub fn used(self) -> u64 {
+        self.tail.wrapping_sub(self.head)
+    }
+}
+
+/// The part of `length` bytes from `position` that lies in one piece before the ring wraps: (offset, bytes).
+fn contiguous(position: u64, length: usize, capacity: u64) -> (usize, usize) {
+    let offset = position & (capacity - 1);
+    let room = capacity - offset;
+    // Both fit usize: capacity is at most layout::CAPACITY_MAX.
+    (usize::try_from(offset).unwrap_or(0), length.min(usize::try_from(room).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_positions_are_corrupt() {
+        assert_eq!(Span::checked(10, 9, 64), Err(Corrupt));
+        assert_eq!(Span::checked(0, 65, 64), Err(Corrupt));
+        assert_eq!(Span::checked(u64::MAX, 63, 64).map(Span::used), Ok(64));
+        assert_eq!(Span::checked(5, 5, 64).map(Span::used), Ok(0));
+    }
+
+    #[test]
+    fn a_piece_ends_where_the_ring_wraps() {
+        assert_eq!(contiguous(60, 10, 64), (60, 4));
+        assert_eq!(contiguous(64, 10, 64), (0, 10));
+        assert_eq!(contiguous(u64::MAX, 10, 64), (63, 1));
+    }
+}

@@ -1,0 +1,38 @@
+//! Copies between private memory and memory that another process may write at the same time.
+//!
+//! Rust's own copies assume that nobody else writes the source while they run. These go through a function pointer
+//! that the compiler cannot see through, to libc's `memcpy`: foreign code, for which a torn byte is just a byte. A
+//! peer that writes under our hands can make the *data* wrong, which a socket peer can do anyway, and nothing else.
+
+#![allow(unsafe_code, reason = "copies through raw pointers into shared memory")]
+
+use core::ffi::c_void;
+
+type Memcpy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_void;
+
+static MEMCPY: Memcpy = libc::memcpy;
+
+fn memcpy() -> Memcpy {
+    // SAFETY: reads a valid static; volatile so that the call cannot be recognised as an ordinary copy.
+    unsafe { core::ptr::read_volatile(&raw const MEMCPY) }
+}
+
+/// Copies `length` bytes from private memory into a ring.
+///
+/// # Safety
+/// `from` must be readable and `to` writable for `length` bytes, and they must not overlap.
+#[inline]
+pub(crate) unsafe fn store(to: *mut u8, from: *const u8, length: usize) {
+    // SAFETY: the caller's promise is memcpy's precondition.
+    unsafe { memcpy()(to.cast(), from.cast(), length) };
+}
+
+/// Copies `length` bytes from a ring into private memory.
+///
+/// # Safety
+/// `from` must be readable and `to` writable for `length` bytes, and they must not overlap.
+#[inline]
+pub(crate) unsafe fn load(to: *mut u8, from: *const u8, length: usize) {
+    // SAFETY: the caller's promise is memcpy's precondition.
+    unsafe { memcpy()(to.cast(), from.cast(), length) };
+}

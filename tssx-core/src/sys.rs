@@ -1,0 +1,388 @@
+//! The system calls that the transport makes for itself, straight to the kernel.
+//!
+//! They do not go through libc on purpose: libc's `read`, `close` and the rest are interposed by the very library this
+//! crate is built into, they set `errno`, and they are cancellation points. None of the calls here blocks: whoever has
+//! to wait does it in libc's own function, so that signals, time-outs and thread cancellation stay the kernel's.
+
+#![allow(unsafe_code, reason = "this module is the only door to the kernel")]
+
+use core::ffi::{CStr, c_int};
+use core::mem::{MaybeUninit, size_of};
+
+/// An error number as the kernel returned it: positive, see errno(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub c_int);
+
+impl Errno {
+    /// EAGAIN: would block, or a time-out of the socket passed.
+    pub const AGAIN: Self = Self(libc::EAGAIN);
+}
+
+/// Result of a system call.
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// `syscall(2)` without libc: arguments in registers, negative results turned into [`Errno`].
+#[cfg(target_arch = "x86_64")]
+fn call(number: libc::c_long, args: [usize; 6]) -> Result<usize> {
+    let result: isize;
+    // SAFETY: the Linux x86-64 system call convention (syscall(2), "Architecture calling conventions"): rcx and r11 are
+    // clobbered, memory may be read and written through the pointers that each caller in this module passes and vouches for.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") number as isize => result,
+            in("rdi") args[0], in("rsi") args[1], in("rdx") args[2],
+            in("r10") args[3], in("r8") args[4], in("r9") args[5],
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack)
+        );
+    }
+    decode(result)
+}
+
+/// `syscall(2)` without libc: arguments in registers, negative results turned into [`Errno`].
+#[cfg(target_arch = "aarch64")]
+fn call(number: libc::c_long, args: [usize; 6]) -> Result<usize> {
+    let result: isize;
+    // SAFETY: the Linux arm64 system call convention (syscall(2)); memory is accessed only through the pointers that each
+    // caller in this module passes and vouches for.
+    unsafe {
+        core::arch::asm!(
+            "svc 0",
+            in("x8") number, inlateout("x0") args[0] => result,
+            in("x1") args[1], in("x2") args[2], in("x3") args[3], in("x4") args[4], in("x5") args[5],
+            options(nostack)
+        );
+    }
+    decode(result)
+}
+
+/// The kernel answers -4095..=-1 for errors (`MAX_ERRNO` in include/linux/err.h).
+fn decode(result: isize) -> Result<usize> {
+    if (-4095..0).contains(&result) {
+        return Err(Errno(c_int::try_from(-result).unwrap_or(libc::EIO)));
+    }
+    Ok(result.cast_unsigned())
+}
+
+/// A small non-negative result that is a descriptor.
+fn descriptor(result: Result<usize>) -> Result<c_int> {
+    result.map(|value| c_int::try_from(value).unwrap_or(-1))
+}
+
+/// A descriptor as a system call argument; a negative one stays negative in the low 32 bits, which is all the kernel reads.
+fn fd_arg(fd: c_int) -> usize {
+    fd.cast_unsigned() as usize
+}
+
+fn flag_arg(flags: c_int) -> usize {
+    flags.cast_unsigned() as usize
+}
+
+/// memfd_create(2).
+///
+/// # Errors
+/// EMFILE, ENFILE, ENOMEM, or EPERM/ENOSYS under a seccomp filter.
+pub fn memfd_create(name: &CStr, flags: u32) -> Result<c_int> {
+    descriptor(call(libc::SYS_memfd_create, [name.as_ptr() as usize, flags as usize, 0, 0, 0, 0]))
+}
+
+/// ftruncate(2) of a descriptor of ours.
+///
+/// # Errors
+/// As the man page.
+pub fn ftruncate(fd: c_int, length: usize) -> Result<()> {
+    call(libc::SYS_ftruncate, [fd_arg(fd), length, 0, 0, 0, 0]).map(drop)
+}
+
+/// fcntl(2) with an integer argument.
+///
+/// # Errors
+/// As the man page.
+pub fn fcntl(fd: c_int, command: c_int, argument: usize) -> Result<c_int> {
+    descriptor(call(libc::SYS_fcntl, [fd_arg(fd), flag_arg(command), argument, 0, 0, 0]))
+}
+
+/// close(2).
+pub fn close(fd: c_int) {
+    let _ = call(libc::SYS_close, [fd_arg(fd), 0, 0, 0, 0, 0]);
+}
+
+/// What of `struct stat` the transport uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileStatus {
+    /// Device number.
+    pub device: u64,
+    /// Inode number; for a socket, the number that UNIX_DIAG shows too.
+    pub inode: u64,
+    /// `st_mode`.
+    pub mode: u32,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// fstat(2).
+///
+/// # Errors
+/// EBADF.
+pub fn fstat(fd: c_int) -> Result<FileStatus> {
+    let mut buffer = MaybeUninit::<libc::stat>::zeroed();
+    call(libc::SYS_fstat, [fd_arg(fd), buffer.as_mut_ptr() as usize, 0, 0, 0, 0])?;
+    // SAFETY: zeroed is a valid `stat`, and the kernel has filled it in.
+    Ok(status_of(&unsafe { buffer.assume_init() }))
+}
+
+/// stat(2) of a path that ends in NUL, following symbolic links.
+///
+/// # Errors
+/// As the man page.
+pub fn stat(path: &CStr) -> Result<FileStatus> {
+    let mut buffer = MaybeUninit::<libc::stat>::zeroed();
+    let args = [flag_arg(libc::AT_FDCWD), path.as_ptr() as usize, buffer.as_mut_ptr() as usize, 0, 0, 0];
+    call(libc::SYS_newfstatat, args)?;
+    // SAFETY: zeroed is a valid `stat`, and the kernel has filled it in.
+    Ok(status_of(&unsafe { buffer.assume_init() }))
+}
+
+fn status_of(stat: &libc::stat) -> FileStatus {
+    FileStatus { device: stat.st_dev, inode: stat.st_ino, mode: stat.st_mode, size: stat.st_size.cast_unsigned() }
+}
+
+/// Maps `length` bytes of `fd` shared and writable, or anonymous private memory for `fd` -1.
+///
+/// # Errors
+/// ENOMEM and the rest of mmap(2).
+pub fn map(fd: c_int, length: usize) -> Result<*mut u8> {
+    let flags = if fd < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE } else { libc::MAP_SHARED };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let address = call(libc::SYS_mmap, [0, length, flag_arg(protection), flag_arg(flags), fd_arg(fd), 0])?;
+    Ok(core::ptr::with_exposed_provenance_mut(address))
+}
+
+/// munmap(2) of what [`map`] returned.
+///
+/// # Safety
+/// Nothing may use the mapping afterwards.
+pub unsafe fn unmap(address: *mut u8, length: usize) {
+    let _ = call(libc::SYS_munmap, [address as usize, length, 0, 0, 0, 0]);
+}
+
+/// socket(2).
+///
+/// # Errors
+/// As the man page.
+pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_int> {
+    descriptor(call(libc::SYS_socket, [flag_arg(domain), flag_arg(kind), flag_arg(protocol), 0, 0, 0]))
+}
+
+/// bind(2) to an address of `length` bytes.
+///
+/// # Errors
+/// As the man page; EADDRINUSE for a name that is taken.
+pub fn bind(fd: c_int, address: &libc::sockaddr_un, length: usize) -> Result<()> {
+    call(libc::SYS_bind, [fd_arg(fd), core::ptr::from_ref(address) as usize, length, 0, 0, 0]).map(drop)
+}
+
+/// connect(2) to an address of `length` bytes.
+///
+/// # Errors
+/// As the man page; ECONNREFUSED where nobody listens.
+pub fn connect(fd: c_int, address: &libc::sockaddr_un, length: usize) -> Result<()> {
+    call(libc::SYS_connect, [fd_arg(fd), core::ptr::from_ref(address) as usize, length, 0, 0, 0]).map(drop)
+}
+
+/// listen(2).
+///
+/// # Errors
+/// As the man page.
+pub fn listen(fd: c_int, backlog: c_int) -> Result<()> {
+    call(libc::SYS_listen, [fd_arg(fd), flag_arg(backlog), 0, 0, 0, 0]).map(drop)
+}
+
+/// accept4(2) without the peer's address.
+///
+/// # Errors
+/// EAGAIN on a non-blocking listener with nobody waiting, and the rest of the man page.
+pub fn accept(fd: c_int) -> Result<c_int> {
+    descriptor(call(libc::SYS_accept4, [fd_arg(fd), 0, 0, flag_arg(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK), 0, 0]))
+}
+
+/// getsockname(2): the name and its length in bytes, family included.
+///
+/// # Errors
+/// As the man page.
+pub fn getsockname(fd: c_int) -> Result<(libc::sockaddr_un, usize)> {
+    let mut address = MaybeUninit::<libc::sockaddr_un>::zeroed();
+    let mut length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    let args = [fd_arg(fd), address.as_mut_ptr() as usize, core::ptr::from_mut(&mut length) as usize, 0, 0, 0];
+    call(libc::SYS_getsockname, args)?;
+    // SAFETY: zeroed is a valid `sockaddr_un`, and the kernel wrote no more than its size.
+    Ok((unsafe { address.assume_init() }, (length as usize).min(size_of::<libc::sockaddr_un>())))
+}
+
+/// getsockopt(2) at SOL_SOCKET for an option whose value is a plain `T`.
+///
+/// # Errors
+/// As the man page; EINVAL if the kernel's value has another size.
+pub fn getsockopt<T: Plain>(fd: c_int, option: c_int) -> Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut length = size_of::<T>() as libc::socklen_t;
+    let address = value.as_mut_ptr() as usize;
+    let args = [fd_arg(fd), flag_arg(libc::SOL_SOCKET), flag_arg(option), address, core::ptr::from_mut(&mut length) as usize, 0];
+    call(libc::SYS_getsockopt, args)?;
+    if length as usize != size_of::<T>() {
+        return Err(Errno(libc::EINVAL));
+    }
+    // SAFETY: `Plain` types are valid for every bit pattern, and the value was zeroed before the kernel filled it in.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// setsockopt(2) at SOL_SOCKET with an `int`.
+///
+/// # Errors
+/// As the man page.
+pub fn setsockopt(fd: c_int, option: c_int, value: c_int) -> Result<()> {
+    let pointer = core::ptr::from_ref(&value) as usize;
+    let args = [fd_arg(fd), flag_arg(libc::SOL_SOCKET), flag_arg(option), pointer, size_of::<c_int>(), 0];
+    call(libc::SYS_setsockopt, args).map(drop)
+}
+
+/// Types for which any bytes are a value.
+///
+/// # Safety
+/// Implement it only for such types.
+pub unsafe trait Plain: Copy {}
+// SAFETY: integers.
+unsafe impl Plain for c_int {}
+// SAFETY: integers.
+unsafe impl Plain for u64 {}
+// SAFETY: three integers.
+unsafe impl Plain for libc::ucred {}
+
+/// sendto(2) without an address, never blocking and never raising SIGPIPE.
+///
+/// # Errors
+/// EAGAIN when the peer's queue is full, EPIPE, ECONNRESET and the rest of the man page.
+pub fn send(fd: c_int, bytes: &[u8]) -> Result<usize> {
+    let flags = flag_arg(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    call(libc::SYS_sendto, [fd_arg(fd), bytes.as_ptr() as usize, bytes.len(), flags, 0, 0])
+}
+
+/// recvfrom(2) without an address, never blocking; `flags` are added to MSG_DONTWAIT.
+///
+/// # Errors
+/// EAGAIN when nothing is queued, ECONNRESET and the rest of the man page.
+pub fn receive(fd: c_int, bytes: &mut [u8], flags: c_int) -> Result<usize> {
+    let flags = flag_arg(libc::MSG_DONTWAIT | flags);
+    call(libc::SYS_recvfrom, [fd_arg(fd), bytes.as_mut_ptr() as usize, bytes.len(), flags, 0, 0])
+}
+
+/// sendmsg(2) with MSG_DONTWAIT and MSG_NOSIGNAL.
+///
+/// # Errors
+/// As the man page.
+///
+/// # Safety
+/// Every pointer in `message` must be readable for its length.
+pub unsafe fn sendmsg(fd: c_int, message: &libc::msghdr) -> Result<usize> {
+    let flags = flag_arg(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    call(libc::SYS_sendmsg, [fd_arg(fd), core::ptr::from_ref(message) as usize, flags, 0, 0, 0])
+}
+
+/// recvmsg(2) with MSG_DONTWAIT and MSG_CMSG_CLOEXEC.
+///
+/// # Errors
+/// As the man page.
+///
+/// # Safety
+/// Every pointer in `message` must be writable for its length.
+pub unsafe fn recvmsg(fd: c_int, message: &mut libc::msghdr) -> Result<usize> {
+    let flags = flag_arg(libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC);
+    call(libc::SYS_recvmsg, [fd_arg(fd), core::ptr::from_mut(message) as usize, flags, 0, 0, 0])
+}
+
+/// SIOCINQ (FIONREAD): bytes that wait in the socket's receive queue, see unix(7).
+///
+/// # Errors
+/// As ioctl(2).
+pub fn queued_bytes(fd: c_int) -> Result<u64> {
+    let mut count: c_int = 0;
+    call(libc::SYS_ioctl, [fd_arg(fd), libc::FIONREAD as usize, core::ptr::from_mut(&mut count) as usize, 0, 0, 0])?;
+    Ok(u64::from(count.max(0).cast_unsigned()))
+}
+
+/// poll(2) of one descriptor without waiting: its `revents`.
+///
+/// # Errors
+/// As the man page.
+pub fn poll_now(fd: c_int, events: i16) -> Result<i16> {
+    let mut entry = libc::pollfd { fd, events, revents: 0 };
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let args = [core::ptr::from_mut(&mut entry) as usize, 1, core::ptr::from_ref(&zero) as usize, 0, 0, 0];
+    call(libc::SYS_ppoll, args)?;
+    Ok(entry.revents)
+}
+
+/// write(2) of `length` bytes from memory that may be shared: the kernel does the copying.
+///
+/// # Errors
+/// As the man page.
+///
+/// # Safety
+/// `bytes` must be readable for `length` bytes.
+pub unsafe fn write(fd: c_int, bytes: *const u8, length: usize) -> Result<usize> {
+    call(libc::SYS_write, [fd_arg(fd), bytes as usize, length, 0, 0, 0])
+}
+
+/// getpid(2).
+#[must_use]
+pub fn getpid() -> u32 {
+    call(libc::SYS_getpid, [0; 6]).map_or(0, |pid| u32::try_from(pid).unwrap_or(0))
+}
+
+/// Whether a process with this id exists in our pid namespace (kill(2) with signal 0).
+#[must_use]
+pub fn process_exists(pid: u32) -> bool {
+    call(libc::SYS_kill, [pid as usize, 0, 0, 0, 0, 0]) != Err(Errno(libc::ESRCH))
+}
+
+/// sched_yield(2).
+pub fn yield_now() {
+    let _ = call(libc::SYS_sched_yield, [0; 6]);
+}
+
+/// How many CPUs the calling thread may run on (sched_getaffinity(2)); 1 when the kernel does not say.
+#[must_use]
+pub fn usable_cpus() -> u32 {
+    let mut mask = [0_u64; 128];
+    let size = size_of_val(&mask);
+    match call(libc::SYS_sched_getaffinity, [0, size, mask.as_mut_ptr() as usize, 0, 0, 0]) {
+        Ok(_) => mask.iter().map(|word| word.count_ones()).sum::<u32>().max(1),
+        Err(_) => 1,
+    }
+}
+
+/// clock_gettime(2) with CLOCK_MONOTONIC, in nanoseconds.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let args = [flag_arg(libc::CLOCK_MONOTONIC), core::ptr::from_mut(&mut time) as usize, 0, 0, 0, 0];
+    let _ = call(libc::SYS_clock_gettime, args);
+    time.tv_sec.cast_unsigned().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.cast_unsigned())
+}
+
+/// Terminates the process with SIGABRT's disposition untouched: the last resort of a `no_std` panic handler.
+pub fn abort() -> ! {
+    let pid = getpid() as usize;
+    let _ = call(libc::SYS_kill, [pid, flag_arg(libc::SIGABRT), 0, 0, 0, 0]);
+    loop {
+        let _ = call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]);
+    }
+}
+
+/// Writes a diagnostic to standard error; used only where the user asked for output.
+pub fn write_stderr(text: &[u8]) {
+    // SAFETY: `text` is a valid slice.
+    let _ = unsafe { write(2, text.as_ptr(), text.len()) };
+}
+
