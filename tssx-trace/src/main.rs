@@ -1,2 +1,42 @@
-//! To be written.
-fn main() {}
+//! `tssx-trace`: finds the Unix sockets worth accelerating and proves afterwards that they are.
+//!
+//! One `discover`, from the command line to the table: [`cli`] reads the arguments, [`commands`] picks the file of the
+//! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs (after [`preflight`]
+//! has looked for what is missing), [`inventory`] lists the host's sockets, [`ledgers`] reads the preload library's
+//! statistics and [`processes`] looks at who holds what. [`join`] puts the four together by socket cookie; the
+//! subcommand turns that into a table ([`output`]) and a [`recording`]. `suggest` starts from the recording alone.
+//!
+//! Architecture invariant: only `probe` and `preflight` know aya, only `ledgers` maps foreign memory, only
+//! `commands` prints results.
+
+mod cli;
+mod commands;
+mod inventory;
+mod join;
+mod ledgers;
+mod names;
+mod output;
+mod preflight;
+mod probe;
+mod processes;
+mod recording;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let outcome = match &cli.command {
+        cli::Command::Discover(args) => commands::discover::run(args),
+        _ => Ok(1),
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            output::note(&format!("error: {error:#}"));
+            ExitCode::from(cli::exit::FAILED)
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The command line: what clap reads, and the help texts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::names::SocketName;
+use crate::probe::ProbeOptions;
+use crate::recording::DEFAULT_PATH;
+
+/// Exit statuses, as documented in the help text.
+pub(crate) mod exit {
+    /// The command could not do its work.
+    pub(crate) const FAILED: u8 = 1;
+    /// Something was seen but could not be counted: the figures are lower bounds.
+    pub(crate) const LOST: u8 = 3;
+    /// A hit rate is below the minimum asked for.
+    pub(crate) const BELOW_MINIMUM: u8 = 4;
+    /// There was nothing to judge or to suggest.
+    pub(crate) const NOTHING: u8 = 5;
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  sudo tssx-trace discover                 watch for 5 seconds, print and record every Unix socket's traffic
+  tssx-trace suggest > tssx.env            propose which sockets to accelerate
+  set -a; . ./tssx.env; set +a             take the proposal into a shell, then start server and client from it
+  tssx-trace run --socket /run/x.sock -- CMD   start one command accelerated
+  sudo tssx-trace verify                   measure how much of the traffic really is accelerated
+
+Exit status: 0 done; 1 could not do it (the message says what is missing); 2 wrong usage; 3 some traffic could not be
+counted; 4 a hit rate is below --min-hit-rate; 5 nothing to judge or to suggest.";
+
+/// Finds the Unix sockets worth accelerating with TSSX and proves afterwards that they are.
+#[derive(Debug, Parser)]
+#[command(name = "tssx-trace", version, after_help = AFTER_HELP, max_term_width = 120)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch every Unix socket of this host: who talks to whom, how much, how (needs root)
+    Discover(DiscoverArgs),
+    /// Propose USE_TSSX for the sockets that gain, from a recording; prints an environment file
+    Suggest(SuggestArgs),
+    /// Measure the fast-path hit rate of each selected socket, and the reason of each miss (needs root)
+    Verify(VerifyArgs),
+    /// Start a command with the library and a selection of sockets
+    Run(RunArgs),
+}
+
+/// The window and the probe.
+#[derive(Debug, Args)]
+pub(crate) struct WindowArgs {
+    /// How long to watch: 500ms, 5s, 2m; Ctrl-C ends it early and still reports
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// How many pairs of one socket and one process the kernel can count within the window
+    #[arg(long, value_name = "N", default_value_t = tssx_ebpf::TRAFFIC_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub(crate) max_sockets: u32,
+    /// Print what the kernel programs log, for diagnosis
+    #[arg(long, hide = true)]
+    pub(crate) kernel_log: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl WindowArgs {
+    pub(crate) fn probe(&self) -> ProbeOptions {
+        ProbeOptions { max_sockets: self.max_sockets, log: self.kernel_log }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Calls are sending calls of either end and bytes are what they sent, so each message counts once, where it was sent.
+Errors, end of file and MSG_PEEK do not count. Connections made before the start are found by name too.
+
+Examples:
+  sudo tssx-trace discover --duration 30s
+  sudo tssx-trace discover --json | jq '.services[] | select(.calls > 0) | .display'")]
+pub(crate) struct DiscoverArgs {
+    #[command(flatten)]
+    pub(crate) window: WindowArgs,
+    /// Write the recording here instead of to /run/tssx/discover.json
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+    /// Show sockets without a connection too
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=:
+  tssx-trace suggest > tssx.env
+  set -a; . ./tssx.env; set +a; redis-server --unixsocket /run/redis.sock
+
+Needs no privilege. The same recording always gives the same file.")]
+pub(crate) struct SuggestArgs {
+    /// The recording to read
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    pub(crate) from: PathBuf,
+    /// Leave out sockets with fewer sending calls per second
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub(crate) min_calls: f64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The hit rate of a connection is its bytes through rings divided by all its bytes: the first from the library's
+statistics, the rest from the kernel programs, less the library's own doorbell bytes.
+
+Examples:
+  sudo tssx-trace verify --min-hit-rate 99% /run/redis.sock
+  sudo tssx-trace verify --duration 30s --json
+
+Exit status: 0 every hit rate is at least the minimum; 3 some traffic could not be counted; 4 a hit rate is below it;
+5 no selected connection carried a byte although --min-hit-rate or a socket was given.")]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) window: WindowArgs,
+    /// Exit with status 4 if a socket's hit rate is lower: 0.99 or 99%
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) min_hit_rate: Option<f64>,
+    /// Only these sockets: a path, or @name for an abstract one
+    #[arg(value_name = "SOCKET")]
+    pub(crate) sockets: Vec<SocketName>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without --socket and --env the selection is USE_TSSX of the environment. The library is found through TSSX_PRELOAD,
+beside tssx-trace, or in the system's library directories; an LD_PRELOAD that is already set is kept behind it.
+
+Examples:
+  tssx-trace run --socket /run/redis.sock -- redis-server --unixsocket /run/redis.sock
+  tssx-trace run --env tssx.env -- redis-benchmark -s /run/redis.sock")]
+pub(crate) struct RunArgs {
+    /// A socket to accelerate, as in USE_TSSX: a path, a glob, or @name; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) socket: Vec<String>,
+    /// Take USE_TSSX and the other TSSX_ variables from a file that `suggest` printed
+    #[arg(long, value_name = "FILE", conflicts_with = "socket")]
+    pub(crate) env: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `500ms`, `5s`, `2m`, or seconds without a unit.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time: write 500ms, 5s or 2m");
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let factor = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" | "min" => 60.0,
+        _ => return Err(wrong()),
+    };
+    let seconds = number.trim().parse::<f64>().map_err(|_| wrong())? * factor;
+    if !(0.001..=86_400.0).contains(&seconds) {
+        return Err(String::from("the time must be between 1ms and one day"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// `0.99` or `99%`.
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let wrong = || format!("`{text}` is no rate: write 0.99 or 99%");
+    let rate = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map_err(|_| wrong())? / 100.0,
+        None => text.parse::<f64>().map_err(|_| wrong())?,
+    };
+    if (0.0..=1.0).contains(&rate) { Ok(rate) } else { Err(String::from("the rate must be between 0 and 1 (0% and 100%)")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_and_rates_are_read_with_their_units() {
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("1.5"), Ok(Duration::from_millis(1500)));
+        for wrong in ["", "s", "5 parsecs", "-1s", "0", "NaN"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_rate("99%"), Ok(0.99));
+        assert_eq!(parse_rate("0.5"), Ok(0.5));
+        for wrong in ["99", "-1%", "x", "NaN", ""] {
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}

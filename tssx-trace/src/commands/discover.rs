@@ -1,0 +1,211 @@
+//! `discover`: watch, print who talks to whom and how much, leave a recording.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use crate::cli::{DiscoverArgs, exit};
+use crate::inventory::Kind;
+use crate::join::{Connection, End, Flow, Service, flow, services};
+use crate::names::SocketName;
+use crate::output::{note, result, short, table};
+use crate::probe::Losses;
+use crate::processes;
+use crate::recording::{FlowRecord, ProcessRecord, Recording, ServiceRecord};
+use crate::watch::{Observation, watch};
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// Where the machine lacks what tracing needs, or the recording cannot be written.
+pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<u8> {
+    let seen = watch(args.window.duration, args.window.probe())?;
+    let recording = record(&seen);
+    let text = if args.window.json { recording.to_json()? } else { render(&recording, args.all) };
+    result(&text)?;
+    let path = recording.save(args.record.as_deref())?;
+    note(&format!("recorded in {}; next: tssx-trace suggest", path.display()));
+    for refused in seen.ledgers.refused() {
+        note(&format!("warning: a ledger was not read: {refused}"));
+    }
+    if recording.closed_namespaces > 0 {
+        note(&format!(
+            "warning: {} network namespaces could not be entered: their sockets have no names",
+            recording.closed_namespaces
+        ));
+    }
+    Ok(if report_losses(&recording.losses, args.window.max_sockets) { exit::LOST } else { 0 })
+}
+
+/// Tells what could not be counted. Returns whether there was any.
+pub(crate) fn report_losses(losses: &Losses, max_sockets: u32) -> bool {
+    if losses.map_full_calls > 0 {
+        note(&format!(
+            "LOST: {} calls ({} bytes) not counted: more than {max_sockets} sockets in use; raise --max-sockets",
+            losses.map_full_calls, losses.map_full_bytes
+        ));
+    }
+    for (calls, bytes, cause) in [
+        (losses.no_memory_calls, losses.no_memory_bytes, "the kernel had no memory for their entries"),
+        (losses.refused_calls, losses.refused_bytes, "the kernel refused their entries"),
+    ] {
+        if calls > 0 {
+            note(&format!("LOST: {calls} calls ({bytes} bytes) not counted: {cause}"));
+        }
+    }
+    if losses.missed_events > 0 {
+        note(&format!("LOST: {} events that the kernel did not deliver", losses.missed_events));
+    }
+    losses.any()
+}
+
+/// The recording of a window.
+pub(crate) fn record(seen: &Observation) -> Recording {
+    let window_ms = u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX);
+    let mut recording = Recording::new(window_ms, seen.losses);
+    recording.interrupted = seen.interrupted;
+    recording.closed_namespaces = seen.inventory.closed_namespaces();
+    for ((name, kind), service) in services(seen) {
+        let record = record_service(seen, name, kind, &service);
+        let list = if record.name.is_some() { &mut recording.services } else { &mut recording.unnamed };
+        list.push(record);
+    }
+    recording.services.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+    recording
+}
+
+fn record_service(seen: &Observation, name: Option<SocketName>, kind: Kind, service: &Service) -> ServiceRecord {
+    let mut total = Flow::default();
+    let mut to_server = FlowRecord::default();
+    let mut to_client = FlowRecord::default();
+    let mut servers = service.listener_pids.clone();
+    let mut clients = BTreeSet::new();
+    for connection in &service.connections {
+        total.add(connection.total());
+        add_direction(&mut to_server, &connection.client, &connection.server);
+        add_direction(&mut to_client, &connection.server, &connection.client);
+        servers.extend(&connection.server.pids);
+        clients.extend(&connection.client.pids);
+    }
+    let count = |test: fn(&Connection) -> bool| service.connections.iter().filter(|c| test(c)).count() as u64;
+    let display = name.as_ref().map_or_else(|| String::from("(unnamed)"), SocketName::to_string);
+    ServiceRecord {
+        absolute: name.as_ref().and_then(|name| make_absolute(name, &servers)),
+        name,
+        display,
+        kind,
+        servers: describe(seen, &servers),
+        clients: describe(seen, &clients),
+        connections: service.connections.len() as u64,
+        selected: count(Connection::is_selected),
+        accelerated: count(Connection::is_accelerated),
+        calls: total.calls(),
+        bytes: total.bytes(),
+        ring_calls: total.ring_calls,
+        ring_bytes: total.ring_bytes,
+        client_to_server: to_server,
+        server_to_client: to_client,
+    }
+}
+
+fn add_direction(record: &mut FlowRecord, from: &End, to: &End) {
+    let sent = flow(from, to);
+    let (receive_calls, received_bytes) = to.program_rx();
+    let (ring_calls, ring_bytes) = to.ring_rx().or_else(|| from.ring_tx()).unwrap_or_default();
+    record.send_calls += sent.calls();
+    record.sent_bytes += sent.bytes();
+    record.receive_calls += receive_calls.saturating_add(ring_calls);
+    record.received_bytes += received_bytes.saturating_add(ring_bytes);
+}
+
+/// A relative path below the working directory of a process that serves it.
+fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Option<SocketName> {
+    let SocketName::Path(path) = name else { return None };
+    if path.first() == Some(&b'/') {
+        return None;
+    }
+    servers.iter().find_map(|pid| processes::absolute_path(*pid, path)).map(SocketName::Path)
+}
+
+/// Numbers and names of processes; of one that is gone, the name that the kernel programs saw.
+pub(crate) fn describe(seen: &Observation, pids: &BTreeSet<u32>) -> Vec<ProcessRecord> {
+    let comm = |pid: u32| seen.traffic.iter().find(|record| record.pid == pid).map(|record| record.comm.as_str());
+    pids.iter()
+        .map(|pid| {
+            let name = seen.processes.name(*pid).or_else(|| comm(*pid)).unwrap_or("?");
+            ProcessRecord { pid: *pid, name: name.to_owned() }
+        })
+        .collect()
+}
+
+/// The table and the sentences below it.
+fn render(recording: &Recording, all: bool) -> String {
+    let mut rows = Vec::new();
+    let mut idle = 0;
+    for service in recording.services.iter().filter(|service| service.kind == Kind::Stream) {
+        if service.connections == 0 && !all {
+            idle += 1;
+            continue;
+        }
+        rows.push(vec![
+            service.display.clone(),
+            some_processes(&service.servers),
+            some_processes(&service.clients),
+            service.connections.to_string(),
+            service.calls.to_string(),
+            short(recording.per_second(service.calls)),
+            service.bytes.to_string(),
+            short(recording.per_second(service.bytes)),
+            service.mean_size().map_or_else(|| String::from("-"), short),
+            accelerated(service),
+        ]);
+    }
+    let header = ["SOCKET", "SERVER", "CLIENTS", "CONNS", "CALLS", "CALLS/S", "BYTES", "BYTES/S", "MEAN", "ACCELERATED"];
+    let mut text = if rows.is_empty() {
+        String::from("No Unix stream socket with a name had a connection.\n")
+    } else {
+        table(&header, &[3, 4, 5, 6, 7, 8], rows)
+    };
+    text.push('\n');
+    let seconds = recording.window_ms as f64 / 1000.0;
+    let early = if recording.interrupted { ", ended early" } else { "" };
+    // Writing into a String cannot fail.
+    let _ = writeln!(text, "{seconds:.1} s{early}, mode {}. CALLS: sends of both ends; BYTES: what they sent.", recording.mode);
+    for (count, what) in [
+        (idle, "listening stream sockets without a connection (--all shows them)"),
+        (
+            recording.services.iter().filter(|service| service.kind != Kind::Stream).count() as u64,
+            "datagram and seqpacket sockets with a name (not stream: in the recording only)",
+        ),
+    ] {
+        if count > 0 {
+            let _ = writeln!(text, "Not shown: {count} {what}.");
+        }
+    }
+    for unnamed in recording.unnamed.iter().filter(|unnamed| unnamed.connections > 0) {
+        let what = if unnamed.kind == Kind::Unknown {
+            "sockets that closed before they could be looked at"
+        } else {
+            "sockets without a name (socketpair)"
+        };
+        let _ = writeln!(text, "Not shown: {} {what}: {} calls, {} bytes.", unnamed.connections, unnamed.calls, unnamed.bytes);
+    }
+    text
+}
+
+/// The first process and how many more.
+pub(crate) fn some_processes(list: &[ProcessRecord]) -> String {
+    match list {
+        [] => String::from("-"),
+        [one] => format!("{} {}", one.pid, one.name),
+        [one, rest @ ..] => format!("{} {} +{}", one.pid, one.name, rest.len()),
+    }
+}
+
+fn accelerated(service: &ServiceRecord) -> String {
+    match (service.accelerated, service.connections) {
+        (0, _) if service.selected == 0 => String::from("no"),
+        (0, _) => String::from("no (selected)"),
+        (some, all) if some == all => format!("yes, {} ring bytes", short(service.ring_bytes as f64)),
+        (some, all) => format!("{some} of {all}, {} ring bytes", short(service.ring_bytes as f64)),
+    }
+}

@@ -1,0 +1,3 @@
+//! One file for each subcommand; each gives the exit status.
+
+pub(crate) mod discover;

@@ -1,0 +1,279 @@
+//! Putting the sources together: kernel counters, socket lists, ledgers and /proc become connections and services.
+//!
+//! The socket's cookie is the key everywhere. A connection is two sockets; a service is every connection of one name.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use crate::inventory::Kind;
+use crate::ledgers::LedgerEnd;
+use crate::names::SocketName;
+use crate::watch::Observation;
+
+/// Calls and bytes, as the kernel counted them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) tx_calls: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) rx_calls: u64,
+    pub(crate) rx_bytes: u64,
+}
+
+/// One socket of a connection.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct End {
+    pub(crate) cookie: u64,
+    /// Everything that went through the kernel, doorbells included.
+    pub(crate) kernel: Totals,
+    /// Processes that called, and those that only hold the descriptor.
+    pub(crate) pids: BTreeSet<u32>,
+    /// What the end's own ledger says, if the end runs with the library and selected the connection.
+    pub(crate) ledger: Option<LedgerEnd>,
+}
+
+impl End {
+    /// Bytes of the program that the kernel socket took from this end: without the library's own.
+    pub(crate) fn program_tx(&self) -> (u64, u64) {
+        let (calls, bytes) = self.grew(|slot| slot.doorbell_tx_calls, |slot| slot.doorbell_tx_bytes);
+        (self.kernel.tx_calls.saturating_sub(calls), self.kernel.tx_bytes.saturating_sub(bytes))
+    }
+
+    /// The same for what this end received.
+    pub(crate) fn program_rx(&self) -> (u64, u64) {
+        let (calls, bytes) = self.grew(|slot| slot.doorbell_rx_calls, |slot| slot.doorbell_rx_bytes);
+        (self.kernel.rx_calls.saturating_sub(calls), self.kernel.rx_bytes.saturating_sub(bytes))
+    }
+
+    /// Calls and bytes that this end put into a ring; `None` if it has no ledger.
+    pub(crate) fn ring_tx(&self) -> Option<(u64, u64)> {
+        self.ledger.as_ref().map(|_| self.grew(|slot| slot.ring_tx_calls, |slot| slot.ring_tx_bytes))
+    }
+
+    /// Calls and bytes that this end took out of a ring; `None` if it has no ledger.
+    pub(crate) fn ring_rx(&self) -> Option<(u64, u64)> {
+        self.ledger.as_ref().map(|_| self.grew(|slot| slot.ring_rx_calls, |slot| slot.ring_rx_bytes))
+    }
+
+    fn grew(&self, calls: fn(&Slot) -> u64, bytes: fn(&Slot) -> u64) -> (u64, u64) {
+        self.ledger.as_ref().map_or((0, 0), |end| (end.grew(calls), end.grew(bytes)))
+    }
+}
+
+type Slot = tssx_core::ledger::view::SlotSnapshot;
+
+/// Two ends; the second is missing when its socket was never seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    pub(crate) name: Option<SocketName>,
+    pub(crate) kind: Kind,
+    /// The end that carries the name, that is, the accepting one. Of a nameless pair: either.
+    pub(crate) server: End,
+    pub(crate) client: End,
+}
+
+/// Bytes and calls in one direction, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flow {
+    /// Sending calls through the kernel socket, and their bytes: the program's own only.
+    pub(crate) kernel_calls: u64,
+    pub(crate) kernel_bytes: u64,
+    /// Sending calls through a ring, and their bytes.
+    pub(crate) ring_calls: u64,
+    pub(crate) ring_bytes: u64,
+}
+
+impl Flow {
+    pub(crate) fn calls(&self) -> u64 {
+        self.kernel_calls.saturating_add(self.ring_calls)
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.kernel_bytes.saturating_add(self.ring_bytes)
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.kernel_calls = self.kernel_calls.saturating_add(other.kernel_calls);
+        self.kernel_bytes = self.kernel_bytes.saturating_add(other.kernel_bytes);
+        self.ring_calls = self.ring_calls.saturating_add(other.ring_calls);
+        self.ring_bytes = self.ring_bytes.saturating_add(other.ring_bytes);
+    }
+}
+
+/// What went from `from` to `to`. The sender's own ledger is believed first; without one, the receiver's tells.
+pub(crate) fn flow(from: &End, to: &End) -> Flow {
+    let (ring_calls, ring_bytes) = from.ring_tx().or_else(|| to.ring_rx()).unwrap_or_default();
+    let (kernel_calls, kernel_bytes) = from.program_tx();
+    Flow { kernel_calls, kernel_bytes, ring_calls, ring_bytes }
+}
+
+impl Connection {
+    /// Both directions together.
+    pub(crate) fn total(&self) -> Flow {
+        let mut total = flow(&self.client, &self.server);
+        total.add(flow(&self.server, &self.client));
+        total
+    }
+
+    /// The ends in a fixed order.
+    pub(crate) fn ends(&self) -> [&End; 2] {
+        [&self.server, &self.client]
+    }
+
+    /// Whether a library at either end selected it.
+    pub(crate) fn is_selected(&self) -> bool {
+        self.ends().iter().any(|end| end.ledger.is_some())
+    }
+
+    /// Whether any of its bytes moved through a ring, ever.
+    pub(crate) fn is_accelerated(&self) -> bool {
+        self.ends().iter().any(|end| end.ledger.as_ref().is_some_and(LedgerEnd::is_accelerated))
+    }
+}
+
+/// A listening socket and who holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Listener {
+    pub(crate) name: SocketName,
+    pub(crate) kind: Kind,
+    pub(crate) pids: BTreeSet<u32>,
+}
+
+/// Every connection that existed within the window.
+pub(crate) fn connections(seen: &Observation) -> Vec<Connection> {
+    let mut ends = ends(seen);
+    let peers = peers(seen);
+    let listening: HashSet<SocketName> = listeners(seen).into_iter().map(|listener| listener.name).collect();
+    let mut cookies: Vec<u64> = ends.keys().copied().collect();
+    cookies.sort_unstable();
+    let mut found = Vec::new();
+    for cookie in cookies {
+        let Some(one) = ends.remove(&cookie) else { continue }; // taken as its peer's peer
+        let other = peers.get(&cookie).and_then(|peer| ends.remove(peer)).unwrap_or_default();
+        found.push(pair(seen, &listening, one, other));
+    }
+    found
+}
+
+/// Every listening socket.
+pub(crate) fn listeners(seen: &Observation) -> Vec<Listener> {
+    let named = seen.inventory.sockets().filter(|(_, info)| info.listening);
+    named
+        .filter_map(|(_, info)| {
+            let pids = seen.processes.holders(info.inode).collect();
+            Some(Listener { name: info.name.clone()?, kind: info.kind, pids })
+        })
+        .collect()
+}
+
+/// Every socket that can be one end of a connection, with what each source says about it.
+fn ends(seen: &Observation) -> HashMap<u64, End> {
+    let mut ends: HashMap<u64, End> = HashMap::new();
+    let end = |ends: &mut HashMap<u64, End>, cookie: u64| -> Option<u64> {
+        let listening = seen.inventory.socket(cookie).is_some_and(|info| info.listening);
+        if cookie == 0 || listening {
+            return None;
+        }
+        ends.entry(cookie).or_insert_with(|| End { cookie, ..End::default() });
+        Some(cookie)
+    };
+    for (cookie, info) in seen.inventory.sockets() {
+        let connected = info.peer.is_some() || info.kind == Kind::Datagram;
+        if connected && end(&mut ends, cookie).is_some() {
+            let pids = seen.processes.holders(info.inode);
+            ends.entry(cookie).or_default().pids.extend(pids);
+        }
+    }
+    for record in &seen.traffic {
+        if end(&mut ends, record.cookie).is_some() {
+            let end = ends.entry(record.cookie).or_default();
+            end.kernel.tx_calls += record.tx_calls;
+            end.kernel.tx_bytes += record.tx_bytes;
+            end.kernel.rx_calls += record.rx_calls;
+            end.kernel.rx_bytes += record.rx_bytes;
+            end.pids.insert(record.pid);
+        }
+    }
+    for ledger_end in seen.ledgers.ends() {
+        let slot = &ledger_end.now;
+        let cookie = if slot.cookie == 0 { seen.inventory.cookie_of_inode(slot.inode).unwrap_or(0) } else { slot.cookie };
+        if end(&mut ends, cookie).is_some() {
+            let end = ends.entry(cookie).or_default();
+            // A family over exec may leave two ledgers that knew the socket: the one with more traffic is in use.
+            let traffic = |end: &LedgerEnd| end.now.ring_tx_bytes.max(end.now.ring_rx_bytes).max(end.now.kernel_tx_bytes);
+            if end.ledger.as_ref().is_none_or(|known| traffic(known) < traffic(ledger_end)) {
+                end.ledger = Some(ledger_end.clone());
+            }
+        }
+    }
+    ends
+}
+
+/// Who is whose peer: as the kernel's list says, else as the kernel programs saw bytes arrive.
+fn peers(seen: &Observation) -> HashMap<u64, u64> {
+    let mut peers = HashMap::new();
+    for record in &seen.traffic {
+        if let Some(peer) = record.peer
+            && seen.inventory.socket(peer).is_none_or(|info| !info.listening && info.kind != Kind::Datagram)
+        {
+            peers.insert(record.cookie, peer);
+            peers.entry(peer).or_insert(record.cookie);
+        }
+    }
+    for ledger_end in seen.ledgers.ends() {
+        let slot = &ledger_end.now;
+        if let Some(peer) = seen.inventory.cookie_of_inode(slot.peer_inode)
+            && slot.cookie != 0
+        {
+            peers.entry(slot.cookie).or_insert(peer);
+            peers.entry(peer).or_insert(slot.cookie);
+        }
+    }
+    for (cookie, info) in seen.inventory.sockets() {
+        if let Some(peer) = info.peer {
+            peers.insert(cookie, peer);
+        }
+    }
+    peers
+}
+
+/// Decides which end is the server and what the connection is called.
+fn pair(seen: &Observation, listening: &HashSet<SocketName>, one: End, other: End) -> Connection {
+    let rank = |end: &End| -> u32 {
+        let info = seen.inventory.socket(end.cookie);
+        let named = info.is_some_and(|info| info.name.is_some());
+        let accepted = end.ledger.as_ref().is_some_and(LedgerEnd::is_acceptor);
+        let listened = info.and_then(|info| info.name.as_ref()).is_some_and(|name| listening.contains(name));
+        u32::from(accepted) * 4 + u32::from(listened) * 2 + u32::from(named)
+    };
+    let (server, client) = if rank(&other) > rank(&one) { (other, one) } else { (one, other) };
+    let info = |end: &End| seen.inventory.socket(end.cookie);
+    let own_name = |end: &End| info(end).and_then(|info| info.name.clone());
+    let ledger_name = |end: &End| end.ledger.as_ref().and_then(|ledger| ledger.name.clone());
+    let name = own_name(&server).or_else(|| ledger_name(&server)).or_else(|| ledger_name(&client));
+    let kinds = [info(&server), info(&client)];
+    let kind = kinds.iter().flatten().map(|info| info.kind).find(|kind| *kind != Kind::Unknown);
+    // The library selects streams only.
+    let selected = server.ledger.is_some() || client.ledger.is_some();
+    let kind = kind.unwrap_or(if selected { Kind::Stream } else { Kind::Unknown });
+    Connection { name, kind, server, client }
+}
+
+/// Every connection of one name and kind.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Service {
+    pub(crate) connections: Vec<Connection>,
+    /// Holders of the listening socket of that name.
+    pub(crate) listener_pids: BTreeSet<u32>,
+}
+
+/// Groups connections by name and kind; a listening socket without a connection is a service too.
+pub(crate) fn services(seen: &Observation) -> BTreeMap<(Option<SocketName>, Kind), Service> {
+    let mut services: BTreeMap<_, Service> = BTreeMap::new();
+    for connection in connections(seen) {
+        let key = (connection.name.clone(), connection.kind);
+        services.entry(key).or_default().connections.push(connection);
+    }
+    for listener in listeners(seen) {
+        services.entry((Some(listener.name), listener.kind)).or_default().listener_pids.extend(listener.pids);
+    }
+    services
+}

@@ -1,0 +1,210 @@
+//! The preload library's statistics: finding every ledger on the host, keeping it mapped, and following its slots.
+//!
+//! A ledger belongs to another process, perhaps a hostile one: it is mapped read-only, believed only if it is sealed
+//! against shrinking (reading past the end of a shrunken file would kill us), and every number in it is a claim.
+//! A mapping outlives the process that made it, so the last counters of a process that exits are still read.
+
+#![allow(unsafe_code, reason = "maps the ledgers of other processes and looks at them as atomics")]
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::SealFlags;
+use tssx_core::ledger::layout::{LEDGER_SIZE, ROLE_ACCEPTOR, SLOT_CLOSED};
+use tssx_core::ledger::view::{LedgerView, SlotSnapshot, ViewError};
+
+use crate::names::SocketName;
+
+/// What `/proc/PID/maps` shows as the name of a ledger.
+const MAPS_NAME: &[u8] = b"/memfd:tssx-ledger";
+
+/// Identity of a ledger: its file. A forked family shares one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LedgerId {
+    device: u64,
+    inode: u64,
+}
+
+/// A ledger kept mapped.
+struct Ledger {
+    /// Owns the memory that `view` looks at.
+    _mapping: MmapRaw,
+    view: LedgerView,
+    pids: BTreeSet<u32>,
+    exhausted_before: u64,
+}
+
+/// One end of one selected connection over the window.
+#[derive(Clone, Debug)]
+pub(crate) struct LedgerEnd {
+    pub(crate) ledger: LedgerId,
+    /// The name that the program gave to `bind` or `connect`.
+    pub(crate) name: Option<SocketName>,
+    /// The slot when the window began; all zero if it was claimed later.
+    before: SlotSnapshot,
+    /// The slot when it was last read.
+    pub(crate) now: SlotSnapshot,
+}
+
+impl LedgerEnd {
+    /// How much a counter grew within the window. A counter that went back is a lie and counts as nothing.
+    pub(crate) fn grew(&self, counter: impl Fn(&SlotSnapshot) -> u64) -> u64 {
+        counter(&self.now).saturating_sub(counter(&self.before))
+    }
+
+    /// Whether this end was closed before the window began.
+    pub(crate) fn is_old(&self) -> bool {
+        self.before.state == SLOT_CLOSED
+    }
+
+    /// Whether this end came from `accept`.
+    pub(crate) fn is_acceptor(&self) -> bool {
+        self.now.role == ROLE_ACCEPTOR
+    }
+
+    /// Whether any of the connection's bytes moved through a ring, ever.
+    pub(crate) fn is_accelerated(&self) -> bool {
+        self.now.ring_tx_calls != 0 || self.now.ring_rx_calls != 0
+    }
+}
+
+/// Every ledger seen since the window began.
+#[derive(Default)]
+pub(crate) struct Ledgers {
+    mapped: HashMap<LedgerId, Ledger>,
+    refused: HashMap<LedgerId, String>,
+    ends: HashMap<(LedgerId, usize, u32), LedgerEnd>,
+    started: bool,
+}
+
+impl Ledgers {
+    /// Looks for new ledgers and reads the slots of all. The first call sets what later growth is measured from.
+    pub(crate) fn refresh(&mut self) {
+        let mut looked_at = HashSet::new();
+        for pid in crate::processes::pids() {
+            self.look_at(pid.unsigned_abs(), &mut looked_at);
+        }
+        self.read();
+        self.started = true;
+    }
+
+    /// Reads the slots of the known ledgers.
+    pub(crate) fn read(&mut self) {
+        for (id, ledger) in &self.mapped {
+            for now in ledger.view.slots() {
+                let end = self.ends.entry((*id, now.index, now.generation)).or_insert_with(|| LedgerEnd {
+                    ledger: *id,
+                    name: None,
+                    before: if self.started { SlotSnapshot::default() } else { now },
+                    now,
+                });
+                end.now = now;
+                if end.name.is_none() {
+                    let path = ledger.view.path(now.path as usize);
+                    end.name = path.and_then(|path| SocketName::from_sun_path(path.name()));
+                }
+            }
+        }
+    }
+
+    /// The ends that were open for at least a part of the window.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = &LedgerEnd> {
+        self.ends.values().filter(|end| !end.is_old())
+    }
+
+    /// Processes that had this ledger mapped when it was looked at.
+    pub(crate) fn pids(&self, id: LedgerId) -> impl Iterator<Item = u32> + '_ {
+        self.mapped.get(&id).into_iter().flat_map(|ledger| ledger.pids.iter().copied())
+    }
+
+    /// Selected connections of the window that no ledger had room for.
+    pub(crate) fn uncounted(&self) -> u64 {
+        self.mapped.values().map(|ledger| ledger.view.exhausted().saturating_sub(ledger.exhausted_before)).sum()
+    }
+
+    /// Ledgers that were found and not believed, with the reason.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = &str> {
+        self.refused.values().map(String::as_str)
+    }
+
+    fn look_at(&mut self, pid: u32, looked_at: &mut HashSet<LedgerId>) {
+        let Ok(maps) = std::fs::read(format!("/proc/{pid}/maps")) else { return }; // gone
+        for line in maps.split(|byte| *byte == b'\n') {
+            let Some((range, id)) = parse_line(line) else { continue };
+            if let Some(ledger) = self.mapped.get_mut(&id) {
+                ledger.pids.insert(pid);
+            } else if looked_at.insert(id) {
+                match map_ledger(pid, range) {
+                    Ok(None) => {}
+                    Ok(Some((found, mut ledger))) => {
+                        ledger.exhausted_before = if self.started { 0 } else { ledger.view.exhausted() };
+                        ledger.pids.insert(pid);
+                        self.refused.remove(&id);
+                        self.mapped.entry(found).or_insert(ledger);
+                    }
+                    Err(reason) => {
+                        self.refused.insert(id, format!("process {pid}: {reason}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The address range and the file of a line of `/proc/PID/maps` that shows a shared, readable ledger.
+fn parse_line(line: &[u8]) -> Option<(&str, LedgerId)> {
+    if !line.windows(MAPS_NAME.len()).any(|window| window == MAPS_NAME) {
+        return None;
+    }
+    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
+    let range = words.next()?;
+    let permissions = words.next()?;
+    let _offset = words.next()?;
+    let (major, minor) = words.next()?.split_once(':')?;
+    let device = rustix::fs::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let inode = words.next()?.parse().ok()?;
+    let name = words.next()?;
+    let is_ledger = name.as_bytes() == MAPS_NAME && permissions.starts_with('r') && permissions.ends_with('s');
+    is_ledger.then_some((range, LedgerId { device, inode }))
+}
+
+/// Maps the ledger that process `pid` has at `range`. `Ok(None)` if it is gone.
+///
+/// A ledger that is just being made gives an error too: the next scan finds it ready and forgets the error.
+fn map_ledger(pid: u32, range: &str) -> Result<Option<(LedgerId, Ledger)>, String> {
+    let path = format!("/proc/{pid}/map_files/{range}");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("cannot open its ledger: {error}")),
+    };
+    map_file(&file).map(Some)
+}
+
+/// Maps an open ledger file.
+fn map_file(file: &File) -> Result<(LedgerId, Ledger), String> {
+    let metadata = file.metadata().map_err(|error| format!("cannot look at its ledger: {error}"))?;
+    if metadata.len() < LEDGER_SIZE as u64 {
+        return Err(format!("its ledger has {} bytes instead of {LEDGER_SIZE}", metadata.len()));
+    }
+    let seals = rustix::fs::fcntl_get_seals(file).map_err(|error| format!("its ledger is no memfd: {error}"))?;
+    if !seals.contains(SealFlags::SHRINK) {
+        return Err(String::from("its ledger is not sealed against shrinking, so reading it is not safe"));
+    }
+    let mapping =
+        MmapOptions::new().len(LEDGER_SIZE).map_raw_read_only(file).map_err(|error| format!("cannot map its ledger: {error}"))?;
+    // SAFETY: the mapping is readable for LEDGER_SIZE bytes: the file is that long and sealed against shrinking. It
+    // lives as long as the view, because `Ledger` owns both, never lends the view out by value, and `MmapRaw` keeps
+    // its address when it is moved. Other processes' writes are allowed for by the view, and nothing here writes.
+    let view = match unsafe { LedgerView::new(mapping.as_ptr(), LEDGER_SIZE) } {
+        Ok(view) => view,
+        Err(ViewError::OtherVersion(version)) => {
+            return Err(format!("its ledger has layout version {version}: library and tssx-trace are of different releases"));
+        }
+        Err(error) => return Err(format!("its ledger cannot be read: {error:?}")),
+    };
+    let id = LedgerId { device: metadata.dev(), inode: metadata.ino() };
+    Ok((id, Ledger { _mapping: mapping, view, pids: BTreeSet::new(), exhausted_before: 0 }))
+}

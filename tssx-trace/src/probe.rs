@@ -1,0 +1,267 @@
+//! The kernel programs in the running kernel: loading, attaching, reading. The only module that knows aya.
+//!
+//! Nothing is pinned: the kernel detaches everything when this process ends, however it ends.
+
+#![allow(unsafe_code, reason = "aya's Pod is an unsafe trait: it promises that any bytes are a valid record")]
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::{Context, anyhow};
+use aya::maps::{PerCpuArray, PerCpuHashMap};
+use aya::programs::BtfTracePoint;
+use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use serde::{Deserialize, Serialize};
+use tssx_ebpf::{LOSSES_MAP, Loss, LossCount, TRAFFIC_MAP, Traffic, TrafficKey};
+
+/// The object that build.rs put beside us, aligned as an ELF reader wants it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tssx-ebpf.o"));
+
+/// Program name in the object, and the tracepoint that it belongs to.
+const PROGRAMS: [(&str, &str); 3] =
+    [("data_ready", "sk_data_ready"), ("sent", "sock_send_length"), ("received", "sock_recv_length")];
+
+/// [`TrafficKey`] as aya reads it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Key(TrafficKey);
+// SAFETY: integers only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
+unsafe impl Pod for Key {}
+
+/// [`Traffic`] as aya reads it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Value(Traffic);
+// SAFETY: integers and bytes only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
+unsafe impl Pod for Value {}
+
+/// [`LossCount`] as aya reads it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Count(LossCount);
+// SAFETY: integers only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
+unsafe impl Pod for Count {}
+
+/// What the kernel counted for one socket as used by one process, over all CPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketTraffic {
+    /// Cookie of the socket.
+    pub(crate) cookie: u64,
+    /// The process that made the calls.
+    pub(crate) pid: u32,
+    /// Name of one of its threads.
+    pub(crate) comm: String,
+    /// Calls that sent at least one byte, and the bytes.
+    pub(crate) tx_calls: u64,
+    pub(crate) tx_bytes: u64,
+    /// Calls that received at least one byte, and the bytes; peeks not counted.
+    pub(crate) rx_calls: u64,
+    pub(crate) rx_bytes: u64,
+    /// Cookie of the socket that got the bytes sent, if the kernel told.
+    pub(crate) peer: Option<u64>,
+}
+
+/// What was seen but could not be counted. All zero in a complete measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Losses {
+    /// Calls, and bytes, that found the kernel's map full.
+    pub(crate) map_full_calls: u64,
+    pub(crate) map_full_bytes: u64,
+    /// Calls, and bytes, for which the kernel had no memory.
+    pub(crate) no_memory_calls: u64,
+    pub(crate) no_memory_bytes: u64,
+    /// Calls, and bytes, whose entry the kernel refused for another cause.
+    pub(crate) refused_calls: u64,
+    pub(crate) refused_bytes: u64,
+    /// Events that the kernel did not hand to the programs because one was already running on that CPU.
+    pub(crate) missed_events: u64,
+}
+
+impl Losses {
+    /// Whether anything was lost.
+    pub(crate) fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// Settings of a probe.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProbeOptions {
+    /// Entries of the traffic map: pairs of one socket and one process.
+    pub(crate) max_sockets: u32,
+    /// Print what the kernel programs log, for diagnosis.
+    pub(crate) log: bool,
+}
+
+/// The attached programs. Dropping it detaches them.
+pub(crate) struct Probe {
+    ebpf: Ebpf,
+    logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+impl Probe {
+    /// Loads the programs and attaches them.
+    ///
+    /// # Errors
+    /// One that names what is missing: privilege, BTF, a tracepoint, or what the kernel said.
+    pub(crate) fn attach(options: ProbeOptions) -> anyhow::Result<Self> {
+        crate::preflight::check()?;
+        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF in /sys/kernel/btf/vmlinux")?;
+        let level: u8 = if options.log { aya_log::Level::Debug as u8 } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf))
+            .map_max_entries(TRAFFIC_MAP, options.max_sockets)
+            .override_global(aya_log::LEVEL, &level, true)
+            .load(OBJECT)
+            .map_err(|error| crate::preflight::explain_load(&error.into()))?;
+        for (name, tracepoint) in PROGRAMS {
+            attach_one(&mut ebpf, name, tracepoint, &btf)?;
+        }
+        let logger = if options.log {
+            log::set_max_level(log::LevelFilter::Debug);
+            Some(
+                aya_log::EbpfLogger::init_with_logger(&mut ebpf, &STDERR_LOG as &'static dyn log::Log)
+                    .context("no log from the kernel programs")?,
+            )
+        } else {
+            None
+        };
+        Ok(Self { ebpf, logger })
+    }
+
+    /// Prints what the kernel programs logged since the last call.
+    pub(crate) fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    /// Stops counting; what was counted stays readable.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to detach.
+    pub(crate) fn detach(&mut self) -> anyhow::Result<()> {
+        for (name, _) in PROGRAMS {
+            let program = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object lost its program {name}"))?;
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.unload().with_context(|| format!("cannot detach {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// What was counted since the programs were attached.
+    ///
+    /// # Errors
+    /// Where the kernel's maps cannot be read.
+    pub(crate) fn traffic(&self) -> anyhow::Result<Vec<SocketTraffic>> {
+        let map = self.ebpf.map(TRAFFIC_MAP).ok_or_else(|| anyhow!("the object has no map {TRAFFIC_MAP}"))?;
+        let map: PerCpuHashMap<_, Key, Value> = map.try_into()?;
+        let mut sums: HashMap<TrafficKey, SocketTraffic> = HashMap::new();
+        for entry in map.iter() {
+            let (Key(key), values) = entry.context("cannot read the kernel's traffic map")?;
+            let values: Vec<Traffic> = values.iter().map(|value| value.0).collect();
+            sums.insert(key, add_cpus(key, &values));
+        }
+        Ok(sums.into_values().collect())
+    }
+
+    /// What could not be counted. Read it before [`Probe::detach`], which forgets `missed_events`.
+    ///
+    /// # Errors
+    /// Where the kernel's maps cannot be read.
+    pub(crate) fn losses(&self) -> anyhow::Result<Losses> {
+        let map = self.ebpf.map(LOSSES_MAP).ok_or_else(|| anyhow!("the object has no map {LOSSES_MAP}"))?;
+        let map: PerCpuArray<_, Count> = map.try_into()?;
+        let mut losses = Losses { missed_events: self.missed_events()?, ..Losses::default() };
+        for loss in Loss::ALL {
+            let values = map.get(&(loss as u32), 0).context("cannot read the kernel's loss counters")?;
+            let calls = values.iter().map(|value| value.0.calls).sum();
+            let bytes = values.iter().map(|value| value.0.bytes).sum();
+            match loss {
+                Loss::MapFull => (losses.map_full_calls, losses.map_full_bytes) = (calls, bytes),
+                Loss::NoMemory => (losses.no_memory_calls, losses.no_memory_bytes) = (calls, bytes),
+                Loss::Refused => (losses.refused_calls, losses.refused_bytes) = (calls, bytes),
+            }
+        }
+        Ok(losses)
+    }
+
+    /// Events that never reached a program, as the kernel counts them (`recursion_misses` in fdinfo of the program).
+    fn missed_events(&self) -> anyhow::Result<u64> {
+        let mut missed = 0;
+        for (name, _) in PROGRAMS {
+            let program = self.ebpf.program(name).ok_or_else(|| anyhow!("the object lost its program {name}"))?;
+            let program: &BtfTracePoint = program.try_into()?;
+            let path = format!("/proc/self/fdinfo/{}", program.fd()?.as_fd().as_raw_fd());
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            let count = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+            missed += count.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0); // absent before Linux 5.12
+        }
+        Ok(missed)
+    }
+}
+
+fn attach_one(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> anyhow::Result<()> {
+    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+    let program: &mut BtfTracePoint = program.try_into()?;
+    program.load(tracepoint, btf).map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))?;
+    program.attach().map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))?;
+    Ok(())
+}
+
+/// The sum over CPUs. Each CPU has its own idea of the thread's name and of the peer: any non-zero one serves.
+fn add_cpus(key: TrafficKey, values: &[Traffic]) -> SocketTraffic {
+    let comm = values.iter().map(|value| &value.comm).find(|comm| comm.first() != Some(&0));
+    let comm = comm.map(|comm| comm.split(|byte| *byte == 0).next().unwrap_or_default());
+    SocketTraffic {
+        cookie: key.cookie,
+        pid: key.tgid,
+        comm: crate::names::escape(comm.unwrap_or_default()),
+        tx_calls: values.iter().map(|value| value.tx_calls).sum(),
+        tx_bytes: values.iter().map(|value| value.tx_bytes).sum(),
+        rx_calls: values.iter().map(|value| value.rx_calls).sum(),
+        rx_bytes: values.iter().map(|value| value.rx_bytes).sum(),
+        peer: values.iter().map(|value| value.peer).find(|peer| *peer != 0),
+    }
+}
+
+/// Where the kernel programs' diagnosis goes.
+struct StderrLog;
+
+static STDERR_LOG: StderrLog = StderrLog;
+
+impl log::Log for StderrLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        crate::output::note(&format!("kernel: {}", record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_add_up_and_lend_each_other_names() {
+        let mut comm = [0; 16];
+        comm[..5].copy_from_slice(b"redis");
+        let silent = Traffic::default();
+        let sender = Traffic { tx_calls: 2, tx_bytes: 128, peer: 9, comm, ..Traffic::default() };
+        let receiver = Traffic { rx_calls: 1, rx_bytes: 64, comm, ..Traffic::default() };
+        let sum = add_cpus(TrafficKey { cookie: 7, tgid: 3, reserved: 0 }, &[silent, receiver, sender]);
+        assert_eq!((sum.tx_calls, sum.tx_bytes, sum.rx_calls, sum.rx_bytes), (2, 128, 1, 64));
+        assert_eq!((sum.peer, sum.comm.as_str()), (Some(9), "redis"));
+    }
+
+    #[test]
+    fn any_loss_is_a_loss() {
+        assert!(!Losses::default().any());
+        assert!(Losses { missed_events: 1, ..Losses::default() }.any());
+        assert!(Losses { map_full_calls: 1, ..Losses::default() }.any());
+    }
+}

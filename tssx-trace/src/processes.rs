@@ -1,0 +1,110 @@
+//! Who holds which socket, by /proc: the silent holders that the kernel programs never see calling.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use procfs::process::{FDTarget, Process};
+
+/// Every process that could be looked at, and the sockets it holds.
+#[derive(Debug, Default)]
+pub(crate) struct Processes {
+    names: HashMap<u32, String>,
+    holders: HashMap<u64, BTreeSet<u32>>,
+}
+
+impl Processes {
+    /// Adds what /proc shows now to what earlier scans showed. Processes that vanish while being looked at are passed over.
+    pub(crate) fn refresh(&mut self) {
+        for pid in pids() {
+            let Ok(process) = Process::new(pid) else { continue };
+            let Ok(descriptors) = process.fd() else { continue };
+            let pid = pid.unsigned_abs();
+            let mut holds = false;
+            for descriptor in descriptors.flatten() {
+                if let FDTarget::Socket(inode) = descriptor.target {
+                    self.holders.entry(inode).or_default().insert(pid);
+                    holds = true;
+                }
+            }
+            if holds {
+                self.remember(pid);
+            }
+        }
+    }
+
+    /// Processes that hold the socket with this inode, or held it at an earlier scan.
+    pub(crate) fn holders(&self, inode: u64) -> impl Iterator<Item = u32> + '_ {
+        self.holders.get(&inode).into_iter().flatten().copied()
+    }
+
+    /// Keeps the name of a process for the time when it is gone.
+    pub(crate) fn remember(&mut self, pid: u32) {
+        if let Some(name) = command_name(pid) {
+            self.names.insert(pid, name);
+        }
+    }
+
+    /// The process's name, if it was seen alive.
+    pub(crate) fn name(&self, pid: u32) -> Option<&str> {
+        self.names.get(&pid).map(String::as_str)
+    }
+}
+
+/// The numbers of all processes there are now.
+pub(crate) fn pids() -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Name of a process as ps(1) shows it, printable; `None` when it is gone.
+fn command_name(pid: u32) -> Option<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(crate::names::escape(bytes.strip_suffix(b"\n").unwrap_or(&bytes)))
+}
+
+/// The file that `path` names for process `pid`: as it stands if absolute, else below its working directory.
+pub(crate) fn absolute_path(pid: u32, path: &[u8]) -> Option<Vec<u8>> {
+    let directory = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let joined: PathBuf = directory.join(OsStr::from_bytes(path));
+    let mut plain = PathBuf::new();
+    for part in joined.components() {
+        if part != std::path::Component::CurDir {
+            plain.push(part);
+        }
+    }
+    // Looked at as the process sees it: in a container the same path may be another file, or none.
+    let seen = PathBuf::from(format!("/proc/{pid}/root")).join(plain.strip_prefix("/").ok()?);
+    seen.exists().then(|| plain.as_os_str().as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_silent_holder_is_found_and_named() {
+        let (one, _other) = UnixStream::pair().expect("socketpair");
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", one.as_raw_fd())).expect("own descriptor");
+        let text = link.to_string_lossy().into_owned();
+        let inode = text.trim_start_matches("socket:[").trim_end_matches(']').parse().expect("an inode");
+        let mut processes = Processes::default();
+        processes.refresh();
+        let own = std::process::id();
+        assert_eq!(processes.holders(inode).collect::<Vec<_>>(), [own]);
+        assert!(processes.name(own).is_some_and(|name| !name.is_empty()));
+    }
+
+    #[test]
+    fn relative_paths_become_absolute_below_the_working_directory() {
+        let own = std::process::id();
+        let directory = std::env::current_dir().expect("a working directory");
+        let expected = directory.join("Cargo.toml").into_os_string().into_encoded_bytes();
+        assert_eq!(absolute_path(own, b"./Cargo.toml"), Some(expected));
+        assert_eq!(absolute_path(own, b"no-such-file-here"), None);
+    }
+}

@@ -1,0 +1,271 @@
+//! The recording: what `discover` found, as versioned JSON that `suggest` reads without privilege.
+//!
+//! It is written to a new file beside its final place and renamed over it, so that a reader sees the old one or the
+//! new one, and a link that somebody planted is replaced, never followed.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::Kind;
+use crate::names::SocketName;
+use crate::probe::Losses;
+
+/// Where `discover` leaves its recording and `suggest` looks for it. `/run` belongs to root: nobody can plant a link.
+pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";
+/// What the file says it is.
+const FORMAT: &str = "tssx-trace discover";
+/// Version of the layout; raised when a field changes its meaning or goes.
+const VERSION: u32 = 1;
+/// A larger file is no recording.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// One window of `discover`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Recording {
+    /// Always [`FORMAT`].
+    format: String,
+    /// Always [`VERSION`].
+    version: u32,
+    /// When the window ended, milliseconds since 1970.
+    pub(crate) recorded_unix_ms: u64,
+    /// Kernel release it ran on.
+    pub(crate) kernel: String,
+    /// How the traffic was measured.
+    pub(crate) mode: String,
+    /// Length of the window in milliseconds; every rate is a count divided by it.
+    pub(crate) window_ms: u64,
+    /// Ended by a signal before its time.
+    pub(crate) interrupted: bool,
+    /// What could not be counted.
+    pub(crate) losses: Losses,
+    /// Network namespaces whose sockets have no names here because they could not be entered.
+    pub(crate) closed_namespaces: usize,
+    /// Every named socket.
+    pub(crate) services: Vec<ServiceRecord>,
+    /// All connections without a name: socket pairs, and those that closed before their name was seen.
+    pub(crate) unnamed: Vec<ServiceRecord>,
+}
+
+/// All connections of one socket name within the window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ServiceRecord {
+    /// `None` for connections without a name.
+    pub(crate) name: Option<SocketName>,
+    /// The name as text, for people; `name` is what counts.
+    pub(crate) display: String,
+    /// The name with the server's working directory before it, where it was relative and the file is there.
+    pub(crate) absolute: Option<SocketName>,
+    pub(crate) kind: Kind,
+    pub(crate) servers: Vec<ProcessRecord>,
+    pub(crate) clients: Vec<ProcessRecord>,
+    /// Connections that existed within the window.
+    pub(crate) connections: u64,
+    /// Of these, how many a library had selected, and how many had moved bytes through a ring.
+    pub(crate) selected: u64,
+    pub(crate) accelerated: u64,
+    /// Sending calls of both ends: each message counts once, where it was sent.
+    pub(crate) calls: u64,
+    /// Bytes of both directions, each counted once.
+    pub(crate) bytes: u64,
+    /// Of `calls` and `bytes`, what went through rings instead of the kernel.
+    pub(crate) ring_calls: u64,
+    pub(crate) ring_bytes: u64,
+    pub(crate) client_to_server: FlowRecord,
+    pub(crate) server_to_client: FlowRecord,
+}
+
+/// One direction of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FlowRecord {
+    /// Calls that sent at least one byte, by kernel socket or ring.
+    pub(crate) send_calls: u64,
+    pub(crate) sent_bytes: u64,
+    /// Calls that received at least one byte; peeks not counted.
+    pub(crate) receive_calls: u64,
+    pub(crate) received_bytes: u64,
+}
+
+/// A process by number and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct ProcessRecord {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+}
+
+impl ServiceRecord {
+    /// Mean bytes of a sending call, `None` without calls.
+    pub(crate) fn mean_size(&self) -> Option<f64> {
+        (self.calls > 0).then(|| self.bytes as f64 / self.calls as f64)
+    }
+}
+
+impl Recording {
+    /// A recording of now, with no services yet.
+    pub(crate) fn new(window_ms: u64, losses: Losses) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            format: FORMAT.into(),
+            version: VERSION,
+            recorded_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            mode: String::from("tp_btf"),
+            window_ms,
+            interrupted: false,
+            losses,
+            closed_namespaces: 0,
+            services: Vec::new(),
+            unnamed: Vec::new(),
+        }
+    }
+
+    /// A count of the window as a rate per second.
+    pub(crate) fn per_second(&self, count: u64) -> f64 {
+        count as f64 * 1000.0 / self.window_ms.max(1) as f64
+    }
+
+    /// The file's text.
+    pub(crate) fn to_json(&self) -> anyhow::Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
+    /// Reads a recording.
+    ///
+    /// # Errors
+    /// One that names the file and what to do: none there, not a recording, or of another version.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let file = File::open(path)
+            .with_context(|| format!("no recording at {shown}: run `sudo tssx-trace discover` first, or name one with --from"))?;
+        let mut text = String::new();
+        file.take(MAX_BYTES).read_to_string(&mut text).with_context(|| format!("cannot read the recording {shown}"))?;
+        Self::parse(&text).with_context(|| {
+            format!("{shown} is not a recording that this release reads: record again with `sudo tssx-trace discover`")
+        })
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        /// What every version has.
+        #[derive(Deserialize)]
+        struct Head {
+            format: String,
+            version: u32,
+        }
+        let head: Head = serde_json::from_str(text)?;
+        if head.format != FORMAT {
+            bail!("its format is `{}`", head.format.escape_default());
+        }
+        if head.version != VERSION {
+            bail!("its version is {}, this release reads {VERSION}", head.version);
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// Writes the recording to `path`, or to [`DEFAULT_PATH`]; gives the path back.
+    ///
+    /// # Errors
+    /// Where the directory is not safe or not writable.
+    pub(crate) fn save(&self, path: Option<&Path>) -> anyhow::Result<PathBuf> {
+        let target = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let directory = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if path.is_none() {
+            prepare_default_directory(directory)?;
+        }
+        let failed = || format!("cannot write the recording {}: choose another place with --record FILE", target.display());
+        let mut file = tempfile::Builder::new()
+            .prefix(".tssx-recording-")
+            .permissions(Permissions::from_mode(0o600))
+            .tempfile_in(directory)
+            .with_context(failed)?;
+        file.write_all(self.to_json()?.as_bytes()).with_context(failed)?;
+        file.as_file().set_permissions(Permissions::from_mode(0o644)).with_context(failed)?;
+        file.as_file().sync_all().with_context(failed)?;
+        file.persist(target).with_context(failed)?;
+        Ok(target.to_path_buf())
+    }
+}
+
+/// Makes the default directory, or checks that the one that is there can be trusted.
+fn prepare_default_directory(directory: &Path) -> anyhow::Result<()> {
+    let shown = directory.display();
+    match DirBuilder::new().mode(0o755).create(directory) {
+        Ok(()) => fs::set_permissions(directory, Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot open {shown} to readers"))?,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot make {shown}: choose another place with --record FILE")),
+    }
+    let metadata = fs::symlink_metadata(directory).with_context(|| format!("cannot look at {shown}"))?;
+    let own = rustix::process::geteuid().as_raw();
+    if !metadata.is_dir() || metadata.uid() != own || metadata.mode() & 0o022 != 0 {
+        bail!("{shown} is not a directory that only this user can write to: remove it, or choose another place with --record FILE");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Recording {
+        let mut recording = Recording::new(5000, Losses::default());
+        recording.services.push(ServiceRecord {
+            name: Some(SocketName::Path(b"/run/\xff x".to_vec())),
+            display: String::from("/run/\\xff x"),
+            absolute: None,
+            kind: Kind::Stream,
+            servers: vec![ProcessRecord { pid: 1, name: "a".into() }],
+            clients: vec![],
+            connections: 1,
+            selected: 0,
+            accelerated: 0,
+            calls: 3,
+            bytes: 192,
+            ring_calls: 0,
+            ring_bytes: 0,
+            client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
+            server_to_client: FlowRecord::default(),
+        });
+        recording
+    }
+
+    #[test]
+    fn a_recording_reads_back_as_it_was_and_anybody_may_read_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("recording.json");
+        sample().save(Some(&path)).expect("saved");
+        let back = Recording::load(&path).expect("loaded");
+        assert_eq!(Recording { recorded_unix_ms: 0, ..back }, Recording { recorded_unix_ms: 0, ..sample() });
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o644);
+        assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_planted_link_is_replaced_and_its_target_untouched() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").expect("written");
+        let link = directory.path().join("recording.json");
+        std::os::unix::fs::symlink(&victim, &link).expect("linked");
+        sample().save(Some(&link)).expect("saved");
+        assert_eq!(fs::read_to_string(&victim).expect("still there"), "precious");
+        assert!(fs::symlink_metadata(&link).expect("there").is_file());
+    }
+
+    #[test]
+    fn other_versions_and_other_files_are_refused_by_name() {
+        let text = sample().to_json().expect("text");
+        let newer = text.replace("\"version\": 1", "\"version\": 99");
+        assert!(format!("{:#}", Recording::parse(&newer).expect_err("refused")).contains("version is 99"));
+        assert!(Recording::parse("{}").is_err());
+        assert!(Recording::parse("not json").is_err());
+        let missing = Recording::load(Path::new("/nonexistent/recording")).expect_err("refused");
+        assert!(format!("{missing:#}").contains("tssx-trace discover"));
+    }
+}

@@ -1,0 +1,117 @@
+//! One window of observation: what `discover` and `verify` share.
+//!
+//! The kernel programs count from the first moment to the last; beside them the sockets are listed, the ledgers read
+//! and the processes looked at again and again, so that what comes and goes within the window is known by name.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::inventory::Inventory;
+use crate::ledgers::Ledgers;
+use crate::output;
+use crate::probe::{Losses, Probe, ProbeOptions, SocketTraffic};
+use crate::processes::{self, Processes};
+
+/// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
+const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
+/// Time between two looks for ledgers: a process that lives longer is seen.
+const LEDGER_PERIOD: Duration = Duration::from_millis(100);
+/// A look at the host may take this part of the window's time; on a host with very many processes looks get rarer.
+const LOOK_SHARE: u32 = 5;
+
+/// Everything a window saw.
+pub(crate) struct Observation {
+    /// From attaching to detaching.
+    pub(crate) elapsed: Duration,
+    pub(crate) traffic: Vec<SocketTraffic>,
+    pub(crate) losses: Losses,
+    pub(crate) inventory: Inventory,
+    pub(crate) ledgers: Ledgers,
+    pub(crate) processes: Processes,
+    /// Ended by a signal before its time.
+    pub(crate) interrupted: bool,
+}
+
+/// Watches the host for `duration`, or until SIGINT or SIGTERM.
+///
+/// # Errors
+/// One that names what is missing on this machine, see [`Probe::attach`] and [`Inventory::open`].
+pub(crate) fn watch(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observation> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    runtime.block_on(run(duration, options))
+}
+
+async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observation> {
+    let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut inventory = Inventory::open()?;
+    let mut probe = Probe::attach(options)?;
+    let started = Instant::now();
+    let mut ledgers = Ledgers::default();
+    ledgers.refresh();
+    look_at_sockets(&mut inventory)?;
+    let mut processes = Processes::default();
+    processes.refresh();
+    output::note(&format!("attached; watching Unix sockets for {:.1} s", duration.as_secs_f64()));
+
+    let mut ledger_ticks = interval(LEDGER_PERIOD);
+    ledger_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut inventory_ticks = interval(INVENTORY_PERIOD);
+    inventory_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = sleep(duration.saturating_sub(started.elapsed()));
+    tokio::pin!(end);
+    let mut interrupted = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut end => break,
+            _ = interrupts.recv() => interrupted = true,
+            _ = terminations.recv() => interrupted = true,
+            _ = ledger_ticks.tick() => {
+                let cost = timed(|| ledgers.refresh());
+                ledger_ticks.reset_after(LEDGER_PERIOD.max(cost * LOOK_SHARE));
+            }
+            _ = inventory_ticks.tick() => {
+                let mut outcome = Ok(());
+                let cost = timed(|| outcome = look_at_sockets(&mut inventory));
+                outcome?;
+                probe.flush_log();
+                inventory_ticks.reset_after(INVENTORY_PERIOD.max(cost * LOOK_SHARE));
+            }
+        }
+        if interrupted {
+            break;
+        }
+    }
+    // The ledgers and the kernel's counters are two clocks: stop one and read the other with nothing in between.
+    let losses = probe.losses()?;
+    probe.detach()?;
+    ledgers.read();
+    let elapsed = started.elapsed();
+    ledgers.refresh();
+    let traffic = probe.traffic()?;
+    look_at_sockets(&mut inventory)?;
+    processes.refresh();
+    for record in &traffic {
+        processes.remember(record.pid);
+    }
+    probe.flush_log();
+    Ok(Observation { elapsed, traffic, losses, inventory, ledgers, processes, interrupted })
+}
+
+/// Dumps the sockets of every network namespace that has a process.
+fn look_at_sockets(inventory: &mut Inventory) -> anyhow::Result<()> {
+    for pid in processes::pids() {
+        inventory.add_namespace_of(pid);
+    }
+    inventory.refresh()
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let started = Instant::now();
+    work();
+    started.elapsed()
+}
