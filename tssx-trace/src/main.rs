@@ -11,9 +11,11 @@
 
 mod cli;
 mod commands;
+mod env_file;
 mod inventory;
 mod join;
 mod ledgers;
+mod library;
 mod names;
 mod output;
 mod preflight;
@@ -30,7 +32,9 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match &cli.command {
         cli::Command::Discover(args) => commands::discover::run(args),
-        _ => Ok(1),
+        cli::Command::Suggest(args) => commands::suggest::run(args),
+        cli::Command::Run(args) => commands::run::run(args),
+        cli::Command::Verify(_) => Ok(1),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

@@ -1,3 +1,5 @@
 //! One file for each subcommand; each gives the exit status.
 
 pub(crate) mod discover;
+pub(crate) mod run;
+pub(crate) mod suggest;

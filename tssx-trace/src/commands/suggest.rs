@@ -1,0 +1,195 @@
+//! `suggest`: from a recording to an environment file, with the reasons as comments. Reads one file, runs nothing.
+
+use std::collections::BTreeSet;
+
+use crate::cli::{SuggestArgs, exit};
+use crate::commands::discover::some_processes;
+use crate::env_file::{comment, line};
+use crate::inventory::Kind;
+use crate::library;
+use crate::names::SocketName;
+use crate::output::{note, result, short};
+use crate::recording::{Recording, ServiceRecord};
+
+/// Sending calls that a connection must make on average: below, it ends about when the library would upgrade it, since
+/// each end waits for 8 operations (TSSX_UPGRADE_AFTER).
+const MIN_CALLS_PER_CONNECTION: f64 = 16.0;
+
+/// Services that pass descriptors or credentials as a rule, which keeps their connections on the kernel socket.
+const PASSES_DESCRIPTORS: [&[u8]; 5] = [b"/run/dbus/", b"/var/run/dbus/", b"/run/systemd/", b"/tmp/.X11-unix/", b"/run/user/"];
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// Where there is no recording to read or no library to name.
+pub(crate) fn run(args: &SuggestArgs) -> anyhow::Result<u8> {
+    let recording = Recording::load(&args.from)?;
+    let library = library::find()?;
+    let proposal = propose(&recording, args.min_calls);
+    let mut lines = head(&recording);
+    lines.extend(proposal.comments.iter().map(|text| comment(text)));
+    lines.push(String::new());
+    lines.push(line("USE_TSSX", &proposal.patterns.join(" "))?);
+    lines.push(line("LD_PRELOAD", &library.to_string_lossy())?);
+    result(&(lines.join("\n") + "\n"))?;
+    if proposal.patterns.is_empty() {
+        note(
+            "nothing to suggest: no socket of the recording would gain (the comments say why); was there traffic while `discover` watched?",
+        );
+        return Ok(exit::NOTHING);
+    }
+    Ok(0)
+}
+
+/// What to select, and why each socket is in or out.
+struct Proposal {
+    patterns: Vec<String>,
+    comments: Vec<String>,
+}
+
+fn head(recording: &Recording) -> Vec<String> {
+    let mut lines = vec![
+        comment("Written by `tssx-trace suggest`. For a shell: set -a; . ./FILE; set +a   For systemd: EnvironmentFile=/path/FILE"),
+        comment("Start both the server and its clients with it. To turn it off: unset LD_PRELOAD."),
+        comment(&format!(
+            "Evidence: {:.1} s on Linux {}, mode {}; calls are sends of both ends.",
+            recording.window_ms as f64 / 1000.0,
+            recording.kernel,
+            recording.mode
+        )),
+    ];
+    if recording.losses.any() {
+        lines.push(comment("Some traffic of that window could not be counted: the figures are lower bounds."));
+    }
+    lines
+}
+
+fn propose(recording: &Recording, min_calls: f64) -> Proposal {
+    let mut patterns = Vec::new();
+    let mut taken = BTreeSet::new();
+    let mut comments = Vec::new();
+    for service in &recording.services {
+        let verdict = judge(recording, service, min_calls);
+        let (word, reason) = match &verdict {
+            Ok(_) => ("in ", String::from("it gains")),
+            Err(reason) => ("out", reason.clone()),
+        };
+        comments.push(format!("{word} {}: {reason} ({})", service.display, evidence(recording, service)));
+        if let Ok(pattern) = verdict
+            && taken.insert(pattern.clone())
+        {
+            patterns.push(pattern);
+        }
+    }
+    Proposal { patterns, comments }
+}
+
+/// The word for `USE_TSSX`, or why the socket is left out.
+fn judge(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Result<String, String> {
+    match service.kind {
+        Kind::Stream => {}
+        Kind::Datagram => return Err(String::from("a datagram socket, not a stream")),
+        Kind::Seqpacket => return Err(String::from("a seqpacket socket, not a stream")),
+        Kind::Unknown => return Err(String::from("closed before its type could be seen")),
+    }
+    if service.connections == 0 {
+        return Err(String::from("no connection while it was watched"));
+    }
+    if service.calls == 0 {
+        return Err(String::from("no traffic while it was watched"));
+    }
+    let name = service.absolute.as_ref().or(service.name.as_ref()).ok_or("it has no name to select it by")?;
+    if let SocketName::Path(path) = name
+        && PASSES_DESCRIPTORS.iter().any(|prefix| path.starts_with(prefix))
+    {
+        return Err(String::from("a service of the system or the desktop that passes descriptors, which needs the kernel socket"));
+    }
+    let rate = recording.per_second(service.calls);
+    if rate < min_calls {
+        return Err(format!("too little traffic to gain: fewer than {min_calls} calls/s"));
+    }
+    if (service.calls as f64) < MIN_CALLS_PER_CONNECTION * service.connections as f64 {
+        return Err(String::from("its connections are too short to gain: they close before they would be upgraded"));
+    }
+    name.to_pattern().map_err(|error| error.to_string())
+}
+
+fn evidence(recording: &Recording, service: &ServiceRecord) -> String {
+    let mean = service.mean_size().map_or_else(|| String::from("no size"), |mean| format!("mean {} B", short(mean)));
+    let already = if service.accelerated > 0 { format!(", {} already accelerated", service.accelerated) } else { String::new() };
+    format!(
+        "{} calls/s, {} B/s, {mean}, {} connections{already}; server {}, clients {}",
+        short(recording.per_second(service.calls)),
+        short(recording.per_second(service.bytes)),
+        service.connections,
+        some_processes(&service.servers),
+        some_processes(&service.clients)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Losses;
+    use crate::recording::FlowRecord;
+
+    fn service(name: &[u8], kind: Kind, connections: u64, calls: u64) -> ServiceRecord {
+        let name = SocketName::from_sun_path(name).expect("a name");
+        ServiceRecord {
+            display: name.to_string(),
+            name: Some(name),
+            absolute: None,
+            kind,
+            servers: vec![],
+            clients: vec![],
+            connections,
+            selected: 0,
+            accelerated: 0,
+            calls,
+            bytes: calls * 64,
+            ring_calls: 0,
+            ring_bytes: 0,
+            client_to_server: FlowRecord::default(),
+            server_to_client: FlowRecord::default(),
+        }
+    }
+
+    fn proposal(services: Vec<ServiceRecord>) -> Proposal {
+        let mut recording = Recording::new(1000, Losses::default());
+        recording.services = services;
+        propose(&recording, 10.0)
+    }
+
+    #[test]
+    fn busy_streams_are_in_and_each_other_socket_is_out_with_its_reason() {
+        let out = [
+            (service(b"/run/dgram", Kind::Datagram, 1, 1000), "datagram"),
+            (service(b"/run/seq", Kind::Seqpacket, 1, 1000), "seqpacket"),
+            (service(b"/run/idle", Kind::Stream, 1, 0), "no traffic"),
+            (service(b"/run/listening", Kind::Stream, 0, 0), "no connection"),
+            (service(b"/run/slow", Kind::Stream, 1, 9), "too little"),
+            (service(b"/run/short", Kind::Stream, 100, 200), "too short"),
+            (service(b"/run/dbus/bus", Kind::Stream, 1, 1000), "descriptors"),
+            (service(b"relative", Kind::Stream, 1, 1000), "relative"),
+            (service(b"/run/line\nbreak", Kind::Stream, 1, 1000), "control character"),
+        ];
+        for (service, reason) in out {
+            let proposal = proposal(vec![service]);
+            assert!(proposal.patterns.is_empty(), "{reason}");
+            assert!(
+                proposal.comments.iter().any(|comment| comment.starts_with("out") && comment.contains(reason)),
+                "{:?}",
+                proposal.comments
+            );
+        }
+        let both = proposal(vec![service(b"/run/a b", Kind::Stream, 1, 1000), service(b"\0name", Kind::Stream, 1, 1000)]);
+        assert_eq!(both.patterns, ["/run/a\\ b", "@name"]);
+    }
+
+    #[test]
+    fn a_relative_path_is_selected_by_its_absolute_one() {
+        let mut relative = service(b"x.sock", Kind::Stream, 1, 1000);
+        relative.absolute = Some(SocketName::Path(b"/srv/x.sock".to_vec()));
+        assert_eq!(proposal(vec![relative]).patterns, ["/srv/x.sock"]);
+    }
+}
