@@ -31,16 +31,19 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// Bytes of the program that the kernel socket took from this end: without the library's own.
-    pub(crate) fn program_tx(&self) -> (u64, u64) {
-        let (calls, bytes) = self.grew(|slot| slot.doorbell_tx_calls, |slot| slot.doorbell_tx_bytes);
-        (self.kernel.tx_calls.saturating_sub(calls), self.kernel.tx_bytes.saturating_sub(bytes))
+    /// Calls and bytes of the library itself that this end sent; `None` if it has no ledger.
+    pub(crate) fn doorbell_tx(&self) -> Option<(u64, u64)> {
+        self.ledger.as_ref().map(|_| self.grew(|slot| slot.doorbell_tx_calls, |slot| slot.doorbell_tx_bytes))
     }
 
     /// The same for what this end received.
-    pub(crate) fn program_rx(&self) -> (u64, u64) {
-        let (calls, bytes) = self.grew(|slot| slot.doorbell_rx_calls, |slot| slot.doorbell_rx_bytes);
-        (self.kernel.rx_calls.saturating_sub(calls), self.kernel.rx_bytes.saturating_sub(bytes))
+    pub(crate) fn doorbell_rx(&self) -> Option<(u64, u64)> {
+        self.ledger.as_ref().map(|_| self.grew(|slot| slot.doorbell_rx_calls, |slot| slot.doorbell_rx_bytes))
+    }
+
+    /// Times that this end's program went to sleep because a ring was empty or full.
+    pub(crate) fn sleeps(&self) -> u64 {
+        self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.sleeps))
     }
 
     /// Calls and bytes that this end put into a ring; `None` if it has no ledger.
@@ -70,13 +73,13 @@ pub(crate) struct Connection {
     pub(crate) client: End,
 }
 
-/// Bytes and calls in one direction, each counted once.
+/// Calls and bytes of the program, without the library's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flow {
-    /// Sending calls through the kernel socket, and their bytes: the program's own only.
+    /// Through the kernel socket.
     pub(crate) kernel_calls: u64,
     pub(crate) kernel_bytes: u64,
-    /// Sending calls through a ring, and their bytes.
+    /// Through a ring.
     pub(crate) ring_calls: u64,
     pub(crate) ring_bytes: u64,
 }
@@ -98,18 +101,29 @@ impl Flow {
     }
 }
 
-/// What went from `from` to `to`. The sender's own ledger is believed first; without one, the receiver's tells.
-pub(crate) fn flow(from: &End, to: &End) -> Flow {
+/// What `from` sent to `to`. The sender's own ledger is believed first; without one, the receiver's tells.
+pub(crate) fn sent(from: &End, to: &End) -> Flow {
     let (ring_calls, ring_bytes) = from.ring_tx().or_else(|| to.ring_rx()).unwrap_or_default();
-    let (kernel_calls, kernel_bytes) = from.program_tx();
+    let (own_calls, own_bytes) = from.doorbell_tx().or_else(|| to.doorbell_rx()).unwrap_or_default();
+    let kernel_calls = from.kernel.tx_calls.saturating_sub(own_calls);
+    let kernel_bytes = from.kernel.tx_bytes.saturating_sub(own_bytes);
+    Flow { kernel_calls, kernel_bytes, ring_calls, ring_bytes }
+}
+
+/// What `to` received of it.
+pub(crate) fn received(from: &End, to: &End) -> Flow {
+    let (ring_calls, ring_bytes) = to.ring_rx().or_else(|| from.ring_tx()).unwrap_or_default();
+    let (own_calls, own_bytes) = to.doorbell_rx().or_else(|| from.doorbell_tx()).unwrap_or_default();
+    let kernel_calls = to.kernel.rx_calls.saturating_sub(own_calls);
+    let kernel_bytes = to.kernel.rx_bytes.saturating_sub(own_bytes);
     Flow { kernel_calls, kernel_bytes, ring_calls, ring_bytes }
 }
 
 impl Connection {
     /// Both directions together.
     pub(crate) fn total(&self) -> Flow {
-        let mut total = flow(&self.client, &self.server);
-        total.add(flow(&self.server, &self.client));
+        let mut total = sent(&self.client, &self.server);
+        total.add(sent(&self.server, &self.client));
         total
     }
 
@@ -203,6 +217,10 @@ fn ends(seen: &Observation) -> HashMap<u64, End> {
                 end.ledger = Some(ledger_end.clone());
             }
         }
+    }
+    for end in ends.values_mut().filter(|end| end.pids.is_empty()) {
+        // Came and went between two looks at /proc, and made no call that the kernel saw: one of the ledger's family.
+        end.pids.extend(end.ledger.iter().flat_map(|ledger_end| seen.ledgers.pids(ledger_end.ledger)));
     }
     ends
 }

@@ -119,6 +119,11 @@ impl Ledgers {
         self.mapped.get(&id).into_iter().flat_map(|ledger| ledger.pids.iter().copied())
     }
 
+    /// Every process that had a ledger mapped when it was looked at.
+    pub(crate) fn all_pids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.mapped.values().flat_map(|ledger| ledger.pids.iter().copied())
+    }
+
     /// Selected connections of the window that no ledger had room for.
     pub(crate) fn uncounted(&self) -> u64 {
         self.mapped.values().map(|ledger| ledger.view.exhausted().saturating_sub(ledger.exhausted_before)).sum()

@@ -12,6 +12,7 @@
 mod cli;
 mod commands;
 mod env_file;
+mod hit_rate;
 mod inventory;
 mod join;
 mod ledgers;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         cli::Command::Discover(args) => commands::discover::run(args),
         cli::Command::Suggest(args) => commands::suggest::run(args),
         cli::Command::Run(args) => commands::run::run(args),
-        cli::Command::Verify(_) => Ok(1),
+        cli::Command::Verify(args) => commands::verify::run(args),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

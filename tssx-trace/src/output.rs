@@ -55,6 +55,11 @@ pub(crate) fn short(value: f64) -> String {
     format!("{scaled:.digits$}{}", UNITS.get(unit).copied().unwrap_or_default())
 }
 
+/// `1 connection`, `2 connections`.
+pub(crate) fn plural(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,6 +46,15 @@ impl Processes {
         }
     }
 
+    /// The same for several, of which only the new ones cost anything.
+    pub(crate) fn remember_new(&mut self, pids: impl Iterator<Item = u32>) {
+        for pid in pids {
+            if !self.names.contains_key(&pid) {
+                self.remember(pid);
+            }
+        }
+    }
+
     /// The process's name, if it was seen alive.
     pub(crate) fn name(&self, pid: u32) -> Option<&str> {
         self.names.get(&pid).map(String::as_str)

@@ -71,7 +71,10 @@ async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observ
             _ = interrupts.recv() => interrupted = true,
             _ = terminations.recv() => interrupted = true,
             _ = ledger_ticks.tick() => {
-                let cost = timed(|| ledgers.refresh());
+                let cost = timed(|| {
+                    ledgers.refresh();
+                    processes.remember_new(ledgers.all_pids());
+                });
                 ledger_ticks.reset_after(LEDGER_PERIOD.max(cost * LOOK_SHARE));
             }
             _ = inventory_ticks.tick() => {
@@ -95,9 +98,7 @@ async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observ
     let traffic = probe.traffic()?;
     look_at_sockets(&mut inventory)?;
     processes.refresh();
-    for record in &traffic {
-        processes.remember(record.pid);
-    }
+    processes.remember_new(traffic.iter().map(|record| record.pid).chain(ledgers.all_pids()));
     probe.flush_log();
     Ok(Observation { elapsed, traffic, losses, inventory, ledgers, processes, interrupted })
 }

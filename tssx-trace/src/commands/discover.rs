@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::cli::{DiscoverArgs, exit};
 use crate::inventory::Kind;
-use crate::join::{Connection, End, Flow, Service, flow, services};
+use crate::join::{Connection, End, Flow, Service, received, sent, services};
 use crate::names::SocketName;
 use crate::output::{note, result, short, table};
 use crate::probe::Losses;
@@ -108,17 +108,15 @@ fn record_service(seen: &Observation, name: Option<SocketName>, kind: Kind, serv
 }
 
 fn add_direction(record: &mut FlowRecord, from: &End, to: &End) {
-    let sent = flow(from, to);
-    let (receive_calls, received_bytes) = to.program_rx();
-    let (ring_calls, ring_bytes) = to.ring_rx().or_else(|| from.ring_tx()).unwrap_or_default();
+    let (sent, received) = (sent(from, to), received(from, to));
     record.send_calls += sent.calls();
     record.sent_bytes += sent.bytes();
-    record.receive_calls += receive_calls.saturating_add(ring_calls);
-    record.received_bytes += received_bytes.saturating_add(ring_bytes);
+    record.receive_calls += received.calls();
+    record.received_bytes += received.bytes();
 }
 
 /// A relative path below the working directory of a process that serves it.
-fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Option<SocketName> {
+pub(crate) fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Option<SocketName> {
     let SocketName::Path(path) = name else { return None };
     if path.first() == Some(&b'/') {
         return None;

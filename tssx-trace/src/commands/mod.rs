@@ -3,3 +3,4 @@
 pub(crate) mod discover;
 pub(crate) mod run;
 pub(crate) mod suggest;
+pub(crate) mod verify;

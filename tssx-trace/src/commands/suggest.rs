@@ -8,7 +8,7 @@ use crate::env_file::{comment, line};
 use crate::inventory::Kind;
 use crate::library;
 use crate::names::SocketName;
-use crate::output::{note, result, short};
+use crate::output::{note, plural, result, short};
 use crate::recording::{Recording, ServiceRecord};
 
 /// Sending calls that a connection must make on average: below, it ends about when the library would upgrade it, since
@@ -118,10 +118,10 @@ fn evidence(recording: &Recording, service: &ServiceRecord) -> String {
     let mean = service.mean_size().map_or_else(|| String::from("no size"), |mean| format!("mean {} B", short(mean)));
     let already = if service.accelerated > 0 { format!(", {} already accelerated", service.accelerated) } else { String::new() };
     format!(
-        "{} calls/s, {} B/s, {mean}, {} connections{already}; server {}, clients {}",
+        "{} calls/s, {} B/s, {mean}, {}{already}; server {}, clients {}",
         short(recording.per_second(service.calls)),
         short(recording.per_second(service.bytes)),
-        service.connections,
+        plural(service.connections, "connection"),
         some_processes(&service.servers),
         some_processes(&service.clients)
     )

@@ -1,0 +1,190 @@
+//! `verify`: watch, print each selected socket's hit rate and the reason of each miss, judge by `--min-hit-rate`.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::cli::{VerifyArgs, exit};
+use crate::commands::discover::{report_losses, some_processes};
+use crate::hit_rate::{SocketReport, is_same, sockets};
+use crate::names::SocketName;
+use crate::output::{note, plural, result, short, table};
+use crate::probe::Losses;
+use crate::watch::{Observation, watch};
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    format: &'static str,
+    version: u32,
+    window_ms: u64,
+    interrupted: bool,
+    losses: Losses,
+    /// Selected connections that a ledger had no room to count.
+    uncounted_connections: u64,
+    /// Ledgers that were found and not believed.
+    refused_ledgers: Vec<&'a str>,
+    min_hit_rate: Option<f64>,
+    sockets: &'a [SocketReport],
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// Where the machine lacks what tracing needs.
+pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
+    let seen = watch(args.window.duration, args.window.probe())?;
+    let reports = sockets(&seen, &args.sockets);
+    let text = if args.window.json { json(&seen, args, &reports)? } else { render(&seen, &reports) };
+    result(&text)?;
+    let mut lost = report_losses(&seen.losses, args.window.max_sockets);
+    let uncounted = seen.ledgers.uncounted();
+    if uncounted > 0 {
+        note(&format!("LOST: {} found no room in their process's ledger", plural(uncounted, "selected connection")));
+        lost = true;
+    }
+    for refused in seen.ledgers.refused() {
+        note(&format!("LOST: a ledger was not read: {refused}"));
+        lost = true;
+    }
+    Ok(judge(args, &reports, lost))
+}
+
+/// The exit status, with the sentence that explains it.
+fn judge(args: &VerifyArgs, reports: &[SocketReport], lost: bool) -> u8 {
+    let mut below = false;
+    for report in reports {
+        if let (Some(minimum), Some(rate)) = (args.min_hit_rate, report.hit_rate)
+            && rate < minimum
+        {
+            note(&format!("{}: hit rate {} is below the minimum of {}", report.display, percent(rate), percent(minimum)));
+            below = true;
+        }
+    }
+    let silent = unproven(&args.sockets, reports);
+    for name in &silent {
+        note(&format!("{name}: no selected connection carried a byte within the window, so there is no hit rate"));
+    }
+    if reports.is_empty() && args.sockets.is_empty() {
+        note(
+            "no process with the library selected a connection within the window: start both ends with LD_PRELOAD and USE_TSSX (see `tssx-trace suggest`)",
+        );
+    }
+    let nothing = !silent.is_empty() || (args.min_hit_rate.is_some() && reports.iter().all(|report| report.hit_rate.is_none()));
+    match (below, lost, nothing) {
+        (true, _, _) => exit::BELOW_MINIMUM,
+        (_, true, _) => exit::LOST,
+        (_, _, true) => exit::NOTHING,
+        _ => 0,
+    }
+}
+
+/// The sockets asked for that have no hit rate.
+fn unproven<'a>(wanted: &'a [SocketName], reports: &[SocketReport]) -> Vec<&'a SocketName> {
+    let proven = |name: &&SocketName| reports.iter().any(|report| report.hit_rate.is_some() && is_same(name, &report.name));
+    wanted.iter().filter(|name| !proven(name)).collect()
+}
+
+fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyhow::Result<String> {
+    let report = Report {
+        format: "tssx-trace verify",
+        version: 1,
+        window_ms: u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX),
+        interrupted: seen.interrupted,
+        losses: seen.losses,
+        uncounted_connections: seen.ledgers.uncounted(),
+        refused_ledgers: seen.ledgers.refused().collect(),
+        min_hit_rate: args.min_hit_rate,
+        sockets: reports,
+    };
+    Ok(serde_json::to_string_pretty(&report)? + "\n")
+}
+
+fn render(seen: &Observation, reports: &[SocketReport]) -> String {
+    let mut text = String::new();
+    if !reports.is_empty() {
+        let header = [
+            "SOCKET",
+            "HIT RATE",
+            "RING BYTES",
+            "KERNEL BYTES",
+            "CONNS",
+            "ACCELERATED",
+            "DOORBELLS",
+            "SLEEPS",
+            "SERVER",
+            "CLIENTS",
+        ];
+        let rows = reports.iter().map(row).collect();
+        text = table(&header, &[1, 2, 3, 4, 5, 6, 7], rows);
+        text.push('\n');
+    }
+    for report in reports {
+        explain(&mut text, report);
+    }
+    let early = if seen.interrupted { ", ended early" } else { "" };
+    // Writing into a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{:.1} s{early}. Hit rate: bytes through rings, by the library's ledgers, of all bytes of the selected connections; kernel bytes by eBPF, less doorbells.",
+        seen.elapsed.as_secs_f64()
+    );
+    text
+}
+
+fn row(report: &SocketReport) -> Vec<String> {
+    vec![
+        report.display.clone(),
+        report.hit_rate.map_or_else(|| String::from("no traffic"), percent),
+        report.ring_bytes.to_string(),
+        report.kernel_bytes.to_string(),
+        report.selected.to_string(),
+        report.accelerated.to_string(),
+        report.doorbells.to_string(),
+        report.sleeps.to_string(),
+        some_processes(&report.servers),
+        some_processes(&report.clients),
+    ]
+}
+
+/// Why connections of this socket are on the kernel socket.
+fn explain(text: &mut String, report: &SocketReport) {
+    for count in &report.reasons {
+        let connections = plural(count.connections, "connection");
+        let _ = writeln!(text, "{}: {connections}, {} end: {}: {}", report.display, count.end, count.reason, count.explanation);
+    }
+    if report.not_selected > 0 {
+        let connections = plural(report.not_selected, "connection");
+        let bytes = short(report.not_selected_bytes as f64);
+        let _ = writeln!(
+            text,
+            "{}: {connections} with the library at neither end ({bytes} bytes, not in the hit rate)",
+            report.display
+        );
+    }
+    if report.disagreements > 0 {
+        let connections = plural(report.disagreements, "closed connection");
+        let _ = writeln!(
+            text,
+            "{}: {connections} of which one end says it read more than the other wrote: do not trust these figures",
+            report.display
+        );
+    }
+}
+
+/// A rate as a percentage, rounded down: 100% means all.
+fn percent(rate: f64) -> String {
+    format!("{:.2}%", (rate * 10_000.0).floor() / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages_are_never_rounded_up() {
+        assert_eq!(percent(1.0), "100.00%");
+        assert_eq!(percent(0.999_999), "99.99%");
+        assert_eq!(percent(0.0), "0.00%");
+    }
+}

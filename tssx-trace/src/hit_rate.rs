@@ -1,0 +1,200 @@
+//! From joined connections to hit rates: how much of each selected socket's traffic went through rings, and why the
+//! rest did not.
+//!
+//! The ring bytes come from the ledgers and the kernel bytes from the kernel programs: two sources that know nothing of
+//! each other. The library's own bytes on the kernel socket (doorbells) are taken off. What is in flight while the
+//! window opens and closes may be seen by one source and not by the other: a few bytes of each connection, never more
+//! than its calls in progress at that moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use serde::Serialize;
+use tssx_core::ledger::layout::SLOT_CLOSED;
+use tssx_core::reason::Reason;
+
+use crate::commands::discover::{describe, make_absolute};
+use crate::inventory::Kind;
+use crate::join::{Connection, End, services};
+use crate::names::SocketName;
+use crate::recording::ProcessRecord;
+use crate::watch::Observation;
+
+/// One socket name's hit rate over the window.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct SocketReport {
+    pub(crate) name: SocketName,
+    /// The name as text, for people.
+    pub(crate) display: String,
+    /// `ring_bytes / (ring_bytes + kernel_bytes)`; `None` if the selected connections moved no byte.
+    pub(crate) hit_rate: Option<f64>,
+    /// Bytes of the selected connections through rings, both directions, each counted once.
+    pub(crate) ring_bytes: u64,
+    /// Program bytes of the same connections through the kernel socket, as the kernel programs counted them.
+    pub(crate) kernel_bytes: u64,
+    /// Connections of the window that a library selected at one end or both.
+    pub(crate) selected: u64,
+    /// Of these, how many moved bytes through a ring.
+    pub(crate) accelerated: u64,
+    /// Connections of the same name that no library selected, and their bytes: no part of the hit rate.
+    pub(crate) not_selected: u64,
+    pub(crate) not_selected_bytes: u64,
+    /// System calls that the library made to wake the other end.
+    pub(crate) doorbells: u64,
+    /// Times a program slept because a ring was empty or full.
+    pub(crate) sleeps: u64,
+    pub(crate) servers: Vec<ProcessRecord>,
+    pub(crate) clients: Vec<ProcessRecord>,
+    /// Why connections are (or went back) on the kernel socket, with the number of connections.
+    pub(crate) reasons: Vec<ReasonCount>,
+    /// Closed connections of which one end read more from the ring than the other wrote: a ledger lies or is broken.
+    pub(crate) disagreements: u64,
+}
+
+/// How many connections have one reason at one end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct ReasonCount {
+    /// `server` or `client`.
+    pub(crate) end: &'static str,
+    /// The library's reason, or `no-library` where the end has no ledger.
+    pub(crate) reason: String,
+    pub(crate) explanation: String,
+    pub(crate) connections: u64,
+}
+
+/// Every stream socket that a library selected, and every one in `wanted` that was seen at all.
+pub(crate) fn sockets(seen: &Observation, wanted: &[SocketName]) -> Vec<SocketReport> {
+    let mut reports = Vec::new();
+    for ((name, kind), service) in services(seen) {
+        let Some(name) = name.filter(|_| kind == Kind::Stream) else { continue };
+        let mut servers = service.listener_pids;
+        servers.extend(service.connections.iter().flat_map(|connection| connection.server.pids.iter()));
+        let name = make_absolute(&name, &servers).unwrap_or(name);
+        let is_wanted = wanted.iter().any(|wanted| is_same(wanted, &name));
+        let is_selected = service.connections.iter().any(Connection::is_selected);
+        if is_wanted || (wanted.is_empty() && is_selected) {
+            reports.push(report(seen, name, &service.connections, &servers));
+        }
+    }
+    reports
+}
+
+/// Whether two names are one socket: equal, or two paths to one file.
+pub(crate) fn is_same(one: &SocketName, other: &SocketName) -> bool {
+    let file = |name: &SocketName| match name {
+        SocketName::Path(path) => std::fs::metadata(std::ffi::OsStr::from_bytes(path)).ok().map(|file| (file.dev(), file.ino())),
+        SocketName::Abstract(_) => None,
+    };
+    one == other || file(one).is_some_and(|one| file(other) == Some(one))
+}
+
+fn report(seen: &Observation, name: SocketName, connections: &[Connection], servers: &BTreeSet<u32>) -> SocketReport {
+    let clients = connections.iter().flat_map(|connection| connection.client.pids.iter().copied()).collect();
+    let mut report = SocketReport {
+        display: name.to_string(),
+        name,
+        hit_rate: None,
+        ring_bytes: 0,
+        kernel_bytes: 0,
+        selected: 0,
+        accelerated: 0,
+        not_selected: 0,
+        not_selected_bytes: 0,
+        doorbells: 0,
+        sleeps: 0,
+        servers: describe(seen, servers),
+        clients: describe(seen, &clients),
+        reasons: Vec::new(),
+        disagreements: 0,
+    };
+    let mut reasons = BTreeMap::new();
+    for connection in connections {
+        let total = connection.total();
+        if !connection.is_selected() {
+            report.not_selected += 1;
+            report.not_selected_bytes = report.not_selected_bytes.saturating_add(total.bytes());
+            continue;
+        }
+        report.selected += 1;
+        report.accelerated += u64::from(connection.is_accelerated());
+        report.ring_bytes = report.ring_bytes.saturating_add(total.ring_bytes);
+        report.kernel_bytes = report.kernel_bytes.saturating_add(total.kernel_bytes);
+        report.doorbells = report.doorbells.saturating_add(doorbells(connection));
+        report.sleeps = connection.ends().iter().fold(report.sleeps, |sum, end| sum.saturating_add(end.sleeps()));
+        report.disagreements +=
+            u64::from(disagrees(&connection.client, &connection.server) || disagrees(&connection.server, &connection.client));
+        for (end, which) in connection.ends().into_iter().zip(["server", "client"]) {
+            if let Some((reason, explanation)) = reason(end, connection.is_accelerated()) {
+                *reasons.entry((which, reason, explanation)).or_insert(0) += 1;
+            }
+        }
+    }
+    report.hit_rate = hit_rate(report.ring_bytes, report.kernel_bytes);
+    report.reasons = reasons
+        .into_iter()
+        .map(|((end, reason, explanation), connections)| ReasonCount { end, reason, explanation, connections })
+        .collect();
+    report
+}
+
+/// `None` where nothing moved: a rate of nothing is no rate.
+fn hit_rate(ring: u64, kernel: u64) -> Option<f64> {
+    let (ring, kernel) = (ring as f64, kernel as f64);
+    (ring + kernel > 0.0).then(|| ring / (ring + kernel))
+}
+
+/// System calls for doorbells in both directions. Without the sender's ledger, the receiver's calls are what is known.
+fn doorbells(connection: &Connection) -> u64 {
+    let [server, client] = connection.ends();
+    let sent = |from: &End, to: &End| from.doorbell_tx().or_else(|| to.doorbell_rx()).unwrap_or_default().0;
+    sent(server, client).saturating_add(sent(client, server))
+}
+
+/// Whether the ledgers of a closed connection contradict each other.
+fn disagrees(from: &End, to: &End) -> bool {
+    let (Some(sender), Some(receiver)) = (&from.ledger, &to.ledger) else { return false };
+    let closed = sender.now.state == SLOT_CLOSED && receiver.now.state == SLOT_CLOSED;
+    closed && receiver.now.ring_rx_bytes > sender.now.ring_tx_bytes
+}
+
+/// Why this end is on the kernel socket, as name and explanation; `None` if it is accelerated.
+fn reason(end: &End, accelerated: bool) -> Option<(String, String)> {
+    let Some(ledger) = &end.ledger else {
+        let explanation = "no ledger of this end was seen: it runs without the library or without this socket in USE_TSSX";
+        return (!accelerated).then(|| ("no-library".into(), explanation.into()));
+    };
+    match Reason::from_code(ledger.now.reason) {
+        Some(Reason::None) if accelerated => None,
+        Some(Reason::None) => {
+            Some(("undecided".into(), "selected, and not enough traffic yet or still waiting for the other end".into()))
+        }
+        Some(Reason::Closed) if accelerated => None,
+        Some(reason) => Some((reason.name().into(), reason.explanation().into())),
+        None => Some((format!("reason-{}", ledger.now.reason), "not a reason that this release knows".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_of_nothing_is_no_rate() {
+        assert_eq!(hit_rate(0, 0), None);
+        assert_eq!(hit_rate(0, 5), Some(0.0));
+        assert_eq!(hit_rate(99, 1), Some(0.99));
+    }
+
+    #[test]
+    fn two_paths_to_one_file_are_one_socket() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("x.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+        let detour = directory.path().join("../").join(directory.path().file_name().expect("named")).join("x.sock");
+        let name = |path: &std::path::Path| SocketName::Path(path.as_os_str().as_bytes().to_vec());
+        assert!(is_same(&name(&path), &name(&detour)));
+        assert!(!is_same(&name(&path), &name(directory.path())));
+        assert!(!is_same(&SocketName::Abstract(b"x".to_vec()), &SocketName::Path(b"x".to_vec())));
+    }
+}
