@@ -76,6 +76,9 @@ pub(crate) struct Ledgers {
     mapped: HashMap<LedgerId, Ledger>,
     refused: HashMap<LedgerId, String>,
     ends: HashMap<(LedgerId, usize, u32), LedgerEnd>,
+    /// Generation that each slot had when it was last read.
+    generations: HashMap<(LedgerId, usize), u32>,
+    overwritten: u64,
     started: bool,
 }
 
@@ -94,6 +97,11 @@ impl Ledgers {
     pub(crate) fn read(&mut self) {
         for (id, ledger) in &self.mapped {
             for now in ledger.view.slots() {
+                let last = self.generations.insert((*id, now.index), now.generation);
+                let last = last.unwrap_or(if self.started { 0 } else { now.generation });
+                if now.generation != last {
+                    self.overwritten += u64::from(now.generation.wrapping_sub(last).wrapping_sub(1));
+                }
                 let end = self.ends.entry((*id, now.index, now.generation)).or_insert_with(|| LedgerEnd {
                     ledger: *id,
                     name: None,
@@ -127,6 +135,11 @@ impl Ledgers {
     /// Selected connections of the window that no ledger had room for.
     pub(crate) fn uncounted(&self) -> u64 {
         self.mapped.values().map(|ledger| ledger.view.exhausted().saturating_sub(ledger.exhausted_before)).sum()
+    }
+
+    /// Connections whose slot was used again before it could be read: they came and went between two looks.
+    pub(crate) fn overwritten(&self) -> u64 {
+        self.overwritten
     }
 
     /// Ledgers that were found and not believed, with the reason.
@@ -212,4 +225,112 @@ fn map_file(file: &File) -> Result<(LedgerId, Ledger), String> {
     };
     let id = LedgerId { device: metadata.dev(), inode: metadata.ino() };
     Ok((id, Ledger { _mapping: mapping, view, pids: BTreeSet::new(), exhausted_before: 0 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use rustix::fs::MemfdFlags;
+    use tssx_core::ledger::layout::{NAME_MAX, PATH_CAPACITY, SLOT_CAPACITY};
+    use tssx_core::ledger::{MEMFD_NAME, slots};
+
+    use super::*;
+
+    /// The ends of one name: other tests of this process have ledgers too.
+    fn ends_named(ledgers: &Ledgers, name: &[u8]) -> Vec<LedgerEnd> {
+        let name = SocketName::from_sun_path(name);
+        ledgers.ends().filter(|end| end.name == name).cloned().collect()
+    }
+
+    #[test]
+    fn growth_is_measured_from_the_first_look_and_new_slots_from_zero() {
+        let ledger = slots::create().expect("a ledger");
+        let path = slots::path_index(&ledger, b"/growth").expect("room");
+        let old = slots::claim(&ledger, path, ROLE_ACCEPTOR, 1).expect("room");
+        old.ring_tx_bytes.store(100, Relaxed);
+        old.ring_tx_calls.store(10, Relaxed);
+        let mut ledgers = Ledgers::default();
+        ledgers.refresh();
+        old.ring_tx_bytes.store(164, Relaxed);
+        let new = slots::claim(&ledger, path, ROLE_ACCEPTOR, 1).expect("room");
+        new.ring_tx_bytes.store(7, Relaxed);
+        ledgers.read();
+
+        let mut grew: Vec<_> = ends_named(&ledgers, b"/growth").iter().map(|end| end.grew(|slot| slot.ring_tx_bytes)).collect();
+        grew.sort_unstable();
+        assert_eq!(grew, [7, 64]);
+        assert!(ledgers.all_pids().any(|pid| pid == std::process::id()));
+    }
+
+    #[test]
+    fn a_lying_ledger_is_bounded_and_harms_nobody() {
+        let ledger = slots::create().expect("a ledger");
+        let path = slots::path_index(&ledger, b"/lies").expect("room");
+        let slot = slots::claim(&ledger, path, u32::MAX, u32::MAX).expect("room");
+        slot.ring_tx_bytes.store(1000, Relaxed);
+        let mut ledgers = Ledgers::default();
+        ledgers.refresh();
+        slot.ring_tx_bytes.store(1, Relaxed); // a counter that goes back
+        slot.reason.store(u32::MAX, Relaxed);
+        ledger.header().slots_used.store(u32::MAX, Relaxed);
+        ledger.header().paths_used.store(u32::MAX, Relaxed);
+        ledger.header().exhausted.store(0, Relaxed);
+        ledger.path_entry(path as usize).expect("there").name_len.store(u32::MAX, Relaxed);
+        let wild = slots::claim(&ledger, path, 0, 0).expect("room");
+        wild.path.store(u32::MAX, Relaxed);
+        ledgers.refresh();
+
+        let ends = ends_named(&ledgers, b"/lies");
+        assert_eq!(ends.len(), 1);
+        assert_eq!(ends.iter().map(|end| end.grew(|slot| slot.ring_tx_bytes)).sum::<u64>(), 0);
+        assert!(ledgers.ends.len() <= 4 * SLOT_CAPACITY);
+        let long = ledger.path(path as usize).expect("ready");
+        assert_eq!(long.name().len(), NAME_MAX);
+        assert!(ledger.path(PATH_CAPACITY).is_none());
+    }
+
+    #[test]
+    fn a_slot_used_twice_between_two_looks_is_noticed() {
+        let ledger = slots::create().expect("a ledger");
+        let path = slots::path_index(&ledger, b"/twice").expect("room");
+        let slot = slots::claim(&ledger, path, 0, 1).expect("room");
+        let mut ledgers = Ledgers::default();
+        ledgers.refresh();
+        let before = ledgers.overwritten();
+        slot.generation.fetch_add(3, Relaxed);
+        ledgers.read();
+        assert_eq!(ledgers.overwritten() - before, 2);
+    }
+
+    #[test]
+    fn a_file_that_could_shrink_or_is_too_short_is_not_mapped() {
+        let make = |size: u64, seals: SealFlags| {
+            let fd = rustix::fs::memfd_create(MEMFD_NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("a memfd");
+            rustix::fs::ftruncate(fd.as_fd(), size).expect("sized");
+            rustix::fs::fcntl_add_seals(fd.as_fd(), seals).expect("sealed");
+            File::from(fd)
+        };
+        let refusal = |file: File| map_file(&file).err().expect("refused");
+        assert!(refusal(make(LEDGER_SIZE as u64, SealFlags::empty())).contains("not sealed"));
+        assert!(refusal(make(4096, SealFlags::SHRINK)).contains("4096 bytes"));
+        assert!(refusal(make(LEDGER_SIZE as u64, SealFlags::SHRINK)).contains("NotALedger"));
+    }
+
+    #[test]
+    fn only_shared_ledgers_are_recognised_in_maps() {
+        let line = b"7f0000000000-7f0001000000 rw-s 00000000 00:01 1027 /memfd:tssx-ledger (deleted)";
+        let (range, id) = parse_line(line).expect("recognised");
+        assert_eq!((range, id.inode), ("7f0000000000-7f0001000000", 1027));
+        let wrong: [&[u8]; 4] = [
+            b"7f0000000000-7f0001000000 rw-p 00000000 00:01 1027 /memfd:tssx-ledger (deleted)",
+            b"7f0000000000-7f0001000000 rw-s 00000000 00:01 1027 /memfd:tssx-ledger-of-mine (deleted)",
+            b"7f0000000000-7f0001000000 rw-s 00000000 00:01 1027 /tmp/memfd:tssx-ledger",
+            b"",
+        ];
+        for line in wrong {
+            assert!(parse_line(line).is_none(), "{}", String::from_utf8_lossy(line));
+        }
+    }
 }

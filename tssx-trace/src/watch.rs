@@ -19,6 +19,8 @@ use crate::processes::{self, Processes};
 const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
 /// Time between two looks for ledgers: a process that lives longer is seen.
 const LEDGER_PERIOD: Duration = Duration::from_millis(100);
+/// Time between two readings of the known ledgers: the slots of closed connections linger, but not for ever.
+const READING_PERIOD: Duration = Duration::from_millis(20);
 /// A look at the host may take this part of the window's time; on a host with very many processes looks get rarer.
 const LOOK_SHARE: u32 = 5;
 
@@ -59,6 +61,8 @@ async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observ
 
     let mut ledger_ticks = interval(LEDGER_PERIOD);
     ledger_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reading_ticks = interval(READING_PERIOD);
+    reading_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut inventory_ticks = interval(INVENTORY_PERIOD);
     inventory_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = sleep(duration.saturating_sub(started.elapsed()));
@@ -76,6 +80,10 @@ async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observ
                     processes.remember_new(ledgers.all_pids());
                 });
                 ledger_ticks.reset_after(LEDGER_PERIOD.max(cost * LOOK_SHARE));
+            }
+            _ = reading_ticks.tick() => {
+                let cost = timed(|| ledgers.read());
+                reading_ticks.reset_after(READING_PERIOD.max(cost * LOOK_SHARE));
             }
             _ = inventory_ticks.tick() => {
                 let mut outcome = Ok(());

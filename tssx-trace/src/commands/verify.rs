@@ -22,6 +22,8 @@ struct Report<'a> {
     losses: Losses,
     /// Selected connections that a ledger had no room to count.
     uncounted_connections: u64,
+    /// Selected connections whose counters were overwritten before they could be read.
+    overwritten_connections: u64,
     /// Ledgers that were found and not believed.
     refused_ledgers: Vec<&'a str>,
     min_hit_rate: Option<f64>,
@@ -41,6 +43,11 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
     let uncounted = seen.ledgers.uncounted();
     if uncounted > 0 {
         note(&format!("LOST: {} found no room in their process's ledger", plural(uncounted, "selected connection")));
+        lost = true;
+    }
+    if seen.ledgers.overwritten() > 0 {
+        let connections = plural(seen.ledgers.overwritten(), "selected connection");
+        note(&format!("LOST: {connections} came and went faster than the ledgers were read"));
         lost = true;
     }
     for refused in seen.ledgers.refused() {
@@ -93,6 +100,7 @@ fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyh
         interrupted: seen.interrupted,
         losses: seen.losses,
         uncounted_connections: seen.ledgers.uncounted(),
+        overwritten_connections: seen.ledgers.overwritten(),
         refused_ledgers: seen.ledgers.refused().collect(),
         min_hit_rate: args.min_hit_rate,
         sockets: reports,
