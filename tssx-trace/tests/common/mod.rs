@@ -1,0 +1,212 @@
+//! What the tests of the tracer share: a server and a client in processes of their own, and the tracer beside them.
+//!
+//! The peers are this test binary started again for its one test `peer_process`, which does what `TSSX_TEST_PEER` says. Every process is killed and reaped when its guard goes, every wait has a deadline, and a peer
+//! whose test dies sees its standard input close and exits.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything; only a failing test waits that long.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The tracer under test.
+pub(crate) const TRACER: &str = env!("CARGO_BIN_EXE_tssx-trace");
+
+/// A process that is killed and reaped when its guard goes.
+pub(crate) struct Guarded {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Guarded {
+    /// Starts `command`; its `stdout` or, if false, its standard error is read line by line.
+    pub(crate) fn start(command: &mut Command, stdout: bool) -> Self {
+        command.stdin(Stdio::piped());
+        let mut child = if stdout { command.stdout(Stdio::piped()).spawn() } else { command.stderr(Stdio::piped()).spawn() }
+            .expect("the command starts");
+        let stdin = child.stdin.take();
+        let (sender, lines) = channel();
+        let reader: Box<dyn Read + Send> =
+            if stdout { Box::new(child.stdout.take().expect("piped")) } else { Box::new(child.stderr.take().expect("piped")) };
+        std::thread::spawn(move || {
+            for line in BufReader::new(reader).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, stdin, lines, seen: Vec::new() }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that contains `text`.
+    pub(crate) fn wait_for(&mut self, text: &str) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let found = line.contains(text);
+                    self.seen.push(line);
+                    if found {
+                        return;
+                    }
+                }
+                Err(error) => panic!("no line with `{text}` ({error}); lines: {:#?}", self.seen),
+            }
+        }
+    }
+
+    /// Sends a line to its standard input.
+    pub(crate) fn tell(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().expect("open"), "{line}").expect("the process listens");
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("the process lives");
+    }
+
+    /// Waits for its end; gives its status and every line it wrote.
+    pub(crate) fn finish(mut self) -> (ExitStatus, Vec<String>) {
+        drop(self.stdin.take());
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our child") {
+                let mut lines = std::mem::take(&mut self.seen);
+                lines.extend(self.lines.iter()); // ends with the pipe
+                return (status, lines);
+            }
+            assert!(Instant::now() < end, "the process does not end; lines: {:#?}", self.seen);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// Starts this test binary again as a peer.
+pub(crate) fn peer(role: &str, socket: &str, environment: &[(&str, &str)]) -> Guarded {
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args(["peer_process", "--exact", "--nocapture"]);
+    command.env("TSSX_TEST_PEER", format!("{role} {socket}")).envs(environment.iter().copied());
+    Guarded::start(&mut command, true)
+}
+
+/// Starts an echo server on `socket` and waits until it listens.
+pub(crate) fn server(socket: &str, environment: &[(&str, &str)]) -> Guarded {
+    let mut server = peer("server", socket, environment);
+    server.wait_for("ready");
+    server
+}
+
+/// Starts a client of it and waits until it is connected.
+pub(crate) fn client(socket: &str, environment: &[(&str, &str)]) -> Guarded {
+    let mut client = peer("client", socket, environment);
+    client.wait_for("ready");
+    client
+}
+
+/// Lets the client send `count` requests of `size` bytes, each answered with the same bytes.
+pub(crate) fn exchange(client: &mut Guarded, count: u64, size: usize) {
+    client.tell(&format!("{count} {size}"));
+    client.wait_for("done");
+}
+
+/// Starts the tracer with a window that only a signal ends, and waits until it is attached.
+pub(crate) fn tracer(arguments: &[&str], output: &std::path::Path) -> Guarded {
+    let file = std::fs::File::create(output).expect("a file for the result");
+    let mut command = Command::new(TRACER);
+    command.args(arguments).args(["--duration", "10m"]).stdout(file);
+    let mut tracer = Guarded::start(&mut command, false);
+    tracer.wait_for("attached");
+    tracer
+}
+
+/// Ends the tracer's window; gives its exit code and what it wrote to standard error.
+pub(crate) fn stop(tracer: Guarded) -> (Option<i32>, String) {
+    tracer.signal(rustix::process::Signal::INT);
+    let (status, lines) = tracer.finish();
+    (status.code(), lines.join("\n"))
+}
+
+/// The body of `peer_process`: what another test asked for; asked by nobody, a try of the peers without the tracer.
+pub(crate) fn run_peer() {
+    let Ok(task) = std::env::var("TSSX_TEST_PEER") else {
+        let socket = format!("@tssx peers alone {}", std::process::id());
+        let server = server(&socket, &[]);
+        let mut client = client(&socket, &[]);
+        exchange(&mut client, 10, 64);
+        assert!(client.finish().0.success());
+        assert!(server.finish().0.success());
+        return;
+    };
+    let (role, socket) = task.split_once(' ').expect("a role and a socket");
+    match role {
+        "server" => serve(socket),
+        "client" => converse(socket),
+        other => panic!("no role `{other}`"),
+    }
+}
+
+fn address(socket: &str) -> SocketAddr {
+    match socket.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name).expect("a valid name"),
+        None => SocketAddr::from_pathname(socket).expect("a valid path"),
+    }
+}
+
+/// Echoes whatever comes, one thread for each connection, until standard input closes.
+fn serve(socket: &str) {
+    let listener = UnixListener::bind_addr(&address(socket)).expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("accepted");
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(size @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..size]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    println!("ready");
+    let _end = std::io::stdin().read_to_end(&mut Vec::new());
+    std::process::exit(0);
+}
+
+/// Does the exchanges it is told, until standard input closes.
+fn converse(socket: &str) {
+    let mut stream = UnixStream::connect_addr(&address(socket)).expect("connected");
+    println!("ready");
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let (count, size) = line.split_once(' ').expect("a count and a size");
+        let (count, size): (u64, usize) = (count.parse().expect("a count"), size.parse().expect("a size"));
+        let request: Vec<u8> = (0..size).map(|index| u8::try_from(index % 251).expect("small")).collect();
+        let mut answer = vec![0; size];
+        for _ in 0..count {
+            stream.write_all(&request).expect("sent");
+            stream.read_exact(&mut answer).expect("answered");
+            assert_eq!(answer, request);
+        }
+        println!("done");
+    }
+}

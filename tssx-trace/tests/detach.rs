@@ -1,0 +1,32 @@
+//! A tracer that is killed leaves nothing in the kernel. Alone in its file: other tests attach programs too.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use aya::programs::loaded_programs;
+
+/// Numbers of the tracer's programs that are in the kernel now.
+fn programs() -> BTreeSet<u32> {
+    let ours = ["data_ready", "sent", "received"];
+    let loaded = loaded_programs().filter_map(Result::ok);
+    loaded.filter(|program| program.name_as_str().is_some_and(|name| ours.contains(&name))).map(|program| program.id()).collect()
+}
+
+#[test]
+fn nothing_stays_attached_after_the_tracer_is_killed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let before = programs();
+    let tracer = common::tracer(&["discover"], &directory.path().join("table"));
+    let attached: BTreeSet<u32> = programs().difference(&before).copied().collect();
+    assert_eq!(attached.len(), 3, "the tracer's programs are found while it runs");
+    tracer.signal(rustix::process::Signal::KILL);
+    let (status, _) = tracer.finish();
+    assert!(!status.success());
+    let end = Instant::now() + common::DEADLINE;
+    while !programs().is_disjoint(&attached) {
+        assert!(Instant::now() < end, "programs {:?} are still in the kernel", programs().intersection(&attached));
+        std::thread::sleep(Duration::from_millis(5)); // the kernel frees them after a grace period
+    }
+}
