@@ -1,0 +1,139 @@
+//! fork: both processes may use the connection, and it ends when the last of them closes it.
+
+use std::time::Duration;
+
+use crate::harness::{Case, Expect};
+use crate::role::{Role, pattern, read_exactly, write_all};
+use crate::sys;
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "child-serves-what-the-parent-accepted",
+        server: prefork_server,
+        client: prefork_client,
+        expect: Expect::Accelerated,
+    },
+    Case { name: "fork-before-any-traffic", server: early_server, client: early_client, expect: Expect::Accelerated },
+    Case { name: "parent-and-child-take-turns", server: turns_server, client: turns_client, expect: Expect::Accelerated },
+    Case {
+        name: "parents-close-leaves-the-child-connected",
+        server: leave_server,
+        client: leave_client,
+        expect: Expect::Accelerated,
+    },
+    Case { name: "forking-client", server: echo_server, client: forking_client, expect: Expect::Accelerated },
+];
+
+fn echo(fd: i32, rounds: usize) {
+    let mut into = [0; 64];
+    for _ in 0..rounds {
+        read_exactly(fd, &mut into);
+        write_all(fd, &into);
+    }
+}
+
+fn ask(fd: i32, rounds: usize) {
+    let mut into = [0; 64];
+    for round in 0..rounds {
+        let bytes = pattern(round, 0, 64);
+        write_all(fd, &bytes);
+        read_exactly(fd, &mut into);
+        assert_eq!(bytes, into, "round {round}");
+    }
+}
+
+fn prefork_server(role: &Role) {
+    let fd = role.open_warm();
+    let child = sys::in_child(|| {
+        echo(fd, 500);
+        assert_eq!(sys::close(fd), Ok(0));
+    });
+    role.note("close in the parent", sys::close(fd));
+    role.note("child", child.wait());
+}
+
+fn prefork_client(role: &Role) {
+    let fd = role.open_warm();
+    ask(fd, 500);
+    role.note("end", sys::read(fd, &mut [0]));
+}
+
+fn early_server(role: &Role) {
+    let fd = role.open();
+    let child = sys::in_child(|| {
+        role.warm_up(fd);
+        echo(fd, 200);
+    });
+    role.note("close in the parent", sys::close(fd));
+    role.note("child", child.wait());
+}
+
+fn early_client(role: &Role) {
+    let fd = role.open();
+    role.warm_up(fd);
+    ask(fd, 200);
+    role.note("end", sys::read(fd, &mut [0]));
+}
+
+fn turns_server(role: &Role) {
+    let fd = role.open_warm();
+    for _ in 0..3 {
+        let child = sys::in_child(|| echo(fd, 50));
+        role.note("child", child.wait());
+        echo(fd, 50);
+    }
+    role.note("close", sys::close(fd));
+}
+
+fn turns_client(role: &Role) {
+    let fd = role.open_warm();
+    ask(fd, 300);
+    role.note("end", sys::read(fd, &mut [0]));
+}
+
+fn leave_server(role: &Role) {
+    let fd = role.open_warm();
+    let child = sys::in_child(|| {
+        std::thread::sleep(Duration::from_millis(60));
+        write_all(fd, b"from the child");
+    });
+    role.note("close in the parent", sys::close(fd));
+    role.meet();
+    role.note("child", child.wait());
+    role.meet();
+}
+
+fn leave_client(role: &Role) {
+    let fd = role.open_warm();
+    role.meet();
+    let mut into = [0; 14];
+    role.note("no end yet", sys::recv(fd, &mut into, libc::MSG_DONTWAIT));
+    read_exactly(fd, &mut into);
+    role.note("read", into);
+    role.note("end", sys::read(fd, &mut into));
+    role.meet();
+}
+
+fn echo_server(role: &Role) {
+    let fd = role.open_warm();
+    let mut into = [0; 64];
+    while sys::read(fd, &mut into[..1]) == Ok(1) {
+        read_exactly(fd, &mut into[1..]);
+        write_all(fd, &into);
+    }
+    role.say("the last client left");
+}
+
+fn forking_client(role: &Role) {
+    let fd = role.open_warm();
+    ask(fd, 20);
+    let child = sys::in_child(|| ask(fd, 100));
+    role.note("child", child.wait());
+    ask(fd, 100);
+    let child = sys::in_child(|| {
+        std::thread::sleep(Duration::from_millis(20));
+        ask(fd, 10);
+    });
+    role.note("close in the parent", sys::close(fd));
+    role.note("child", child.wait());
+}

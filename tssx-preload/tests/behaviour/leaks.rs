@@ -1,0 +1,81 @@
+//! What must not be left behind when every test has ended, on the whole machine: processes and mappings of ours, names in
+//! the abstract socket namespace, kernel programs and links.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Failed, Trial};
+
+/// How long the kernel may take to finish what killed processes held.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// What of ours is on the machine at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Census {
+    things: BTreeSet<String>,
+}
+
+impl Census {
+    /// Looks at the whole machine, as far as we may.
+    pub(crate) fn take() -> Self {
+        let mut things = BTreeSet::new();
+        things.extend(abstract_names());
+        for process in std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok) {
+            if process.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
+                things.extend(of_process(&process.path()));
+            }
+        }
+        Self { things }
+    }
+
+    fn new_since(&self, before: &Self) -> Vec<String> {
+        self.things.difference(&before.things).cloned().collect()
+    }
+}
+
+/// The last trial: nothing that was not there before.
+pub(crate) fn trial(before: Census) -> Trial {
+    Trial::test("nothing-is-left-behind", move || {
+        let start = Instant::now();
+        loop {
+            let left = Census::take().new_since(&before);
+            if left.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > SETTLE {
+                return Err(Failed::from(format!("left behind:\n{}", left.join("\n"))));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    })
+}
+
+/// Abstract names that the library makes for a rendezvous.
+fn abstract_names() -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
+    names.filter(|name| name.starts_with("@tssx")).map(|name| format!("abstract name {name}")).collect()
+}
+
+/// Mappings, open memory and descriptors of kernel programs (a link lives as long as a descriptor of it).
+fn of_process(directory: &Path) -> Vec<String> {
+    let name = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
+    let shown = format!("{} ({})", directory.display(), name.trim());
+    let mut things = Vec::new();
+    let maps = std::fs::read_to_string(directory.join("maps")).unwrap_or_default();
+    if maps.contains("memfd:tssx-") || maps.contains("libtssx_preload") {
+        things.push(format!("{shown} runs with the library or maps its memory"));
+    }
+    for link in std::fs::read_dir(directory.join("fd")).into_iter().flatten().filter_map(Result::ok) {
+        let target = std::fs::read_link(link.path()).unwrap_or_default().to_string_lossy().into_owned();
+        if target.contains("memfd:tssx-")
+            || target.contains("bpf-prog")
+            || target.contains("bpf_link")
+            || target.contains("bpf-map")
+        {
+            things.push(format!("{shown} holds {target}"));
+        }
+    }
+    things
+}

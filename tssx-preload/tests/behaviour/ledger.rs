@@ -1,0 +1,90 @@
+//! What a process' ledger says, read from outside and without stopping it: the proof that a case was accelerated.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use tssx_core::ledger::layout::{HEADER_SIZE, LEDGER_SIZE, SLOT_SIZE, SLOTS_OFFSET};
+use tssx_core::ledger::view::LedgerView;
+
+/// Sums over all slots of one ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    /// Connections whose name matched USE_TSSX.
+    pub selected: u64,
+    /// Connections of which a direction moved into a ring.
+    pub accelerated: u64,
+    /// Program bytes sent and received through rings.
+    pub ring_bytes: u64,
+    /// Program bytes sent and received through the kernel socket.
+    pub kernel_bytes: u64,
+    /// Mappings of segments in the process at this moment.
+    pub segments: u64,
+}
+
+impl Counted {
+    /// One line, for a file.
+    pub(crate) fn to_text(self) -> String {
+        format!("{} {} {} {} {}\n", self.selected, self.accelerated, self.ring_bytes, self.kernel_bytes, self.segments)
+    }
+
+    /// Reads the line back.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [selected, accelerated, ring_bytes, kernel_bytes, segments] = numbers.try_into().ok()?;
+        Some(Self { selected, accelerated, ring_bytes, kernel_bytes, segments })
+    }
+}
+
+/// Reads the ledger of a process; all zero where it has none.
+///
+/// # Errors
+/// The process is gone, its memory may not be read, or holds something that calls itself a ledger and is none.
+pub(crate) fn of_process(pid: u32) -> io::Result<Counted> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let segments = maps.lines().filter(|line| line.contains("/memfd:tssx-segment")).count() as u64;
+    let Some(start) = maps.lines().find(|line| line.contains("/memfd:tssx-ledger")).and_then(|line| line.split('-').next()) else {
+        return Ok(Counted { segments, ..Counted::default() });
+    };
+    let start = u64::from_str_radix(start, 16).map_err(io::Error::other)?;
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let bytes = copy(&memory, start)?;
+    let mut counted = sums(&bytes)?;
+    counted.segments = segments;
+    Ok(counted)
+}
+
+/// A copy of the ledger as far as it was ever used; the rest stays zero and untouched.
+fn copy(memory: &File, start: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; LEDGER_SIZE + size_of::<u64>()];
+    let skip = bytes.as_ptr().align_offset(size_of::<u64>());
+    let ledger = bytes.get_mut(skip..skip + LEDGER_SIZE).ok_or(io::ErrorKind::InvalidData)?;
+    let (head, slots) = ledger.split_at_mut(SLOTS_OFFSET);
+    memory.read_exact_at(head, start)?;
+    // Offset 20 of the header is `slots_used`: PROTOCOL.md, "The ledger".
+    let used = head.get(20..24).and_then(|used| used.try_into().ok()).map_or(0, u32::from_le_bytes) as usize;
+    let used = (used * SLOT_SIZE).min(slots.len());
+    if let Some(slots) = slots.get_mut(..used) {
+        memory.read_exact_at(slots, start + SLOTS_OFFSET as u64)?;
+    }
+    debug_assert!(HEADER_SIZE < SLOTS_OFFSET);
+    Ok(bytes)
+}
+
+#[allow(unsafe_code, reason = "looks at a private, aligned copy as a ledger")]
+fn sums(bytes: &[u8]) -> io::Result<Counted> {
+    let skip = bytes.as_ptr().align_offset(size_of::<u64>());
+    let ledger = bytes.get(skip..skip + LEDGER_SIZE).ok_or(io::ErrorKind::InvalidData)?;
+    // SAFETY: the slice is aligned, LEDGER_SIZE long, and outlives the view; its atomics are only loaded.
+    let view = unsafe { LedgerView::new(ledger.as_ptr(), ledger.len()) }.map_err(|error| io::Error::other(format!("{error:?}")))?;
+    let mut counted = Counted::default();
+    for (_, path) in view.paths() {
+        counted.selected += path.selected;
+        counted.accelerated += path.accelerated;
+    }
+    for slot in view.slots() {
+        counted.ring_bytes += slot.ring_tx_bytes + slot.ring_rx_bytes;
+        counted.kernel_bytes += slot.kernel_tx_bytes + slot.kernel_rx_bytes;
+    }
+    Ok(counted)
+}

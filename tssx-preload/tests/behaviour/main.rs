@@ -1,0 +1,57 @@
+//! Behaviour tests of the preload library: each case runs against the kernel's socket and then with the library, and
+//! must show the same.
+//!
+//! Read [`cases`] first: a case is two functions, one for each end of a connection. [`harness`] starts each end as a
+//! process of its own (this very program with `--play`), plain or with `LD_PRELOAD`, and compares the transcripts.
+//! [`programs`] does the same with Python and C programs, [`redis`] with a real server; [`inert`] shows what the library
+//! must not do to programs that never use a selected socket; [`leaks`] counts at the end what was left behind.
+//!
+//! The library is named by `TSSX_PRELOAD` (absolute path); `cargo xtask test` sets it.
+
+mod cases;
+mod harness;
+mod inert;
+mod leaks;
+mod ledger;
+mod process;
+mod programs;
+mod redis;
+mod role;
+mod sys;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use role::{End, Role};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    if let [_, play, case, end, directory] = words.as_slice()
+        && play == "--play"
+    {
+        return play_role(case, end, Path::new(directory));
+    }
+    let mut arguments = Arguments::from_args();
+    // The cases use both CPUs themselves: two at a time would only disturb each other.
+    arguments.test_threads = Some(1);
+    let before = leaks::Census::take();
+    let mut trials: Vec<Trial> = cases::all().flat_map(harness::trials).collect();
+    trials.extend(programs::trials());
+    trials.extend(inert::trials());
+    trials.extend(redis::trials());
+    trials.push(leaks::trial(before));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn play_role(case: &str, end: &str, directory: &Path) -> ExitCode {
+    let Some(case) = cases::all().find(|known| known.name == case) else {
+        eprintln!("no case is called {case}");
+        return ExitCode::FAILURE;
+    };
+    match end {
+        "Server" => Role::play(directory, End::Server, case.server),
+        _ => Role::play(directory, End::Client, case.client),
+    }
+    ExitCode::SUCCESS
+}
