@@ -3,7 +3,7 @@
 //! Dumps are merged: a socket that was born and died within a window stays known from the dump that saw it.
 //! One dump covers one network namespace, so there is one netlink socket for each namespace that a process lives in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -69,6 +69,8 @@ pub(crate) struct Inventory {
     by_inode: HashMap<u64, u64>,
     /// Namespaces that could not be entered: their sockets have no names.
     closed_namespaces: Vec<u64>,
+    /// Processes whose namespace is known.
+    placed: HashSet<i32>,
 }
 
 impl Inventory {
@@ -86,11 +88,21 @@ impl Inventory {
             sockets: HashMap::new(),
             by_inode: HashMap::new(),
             closed_namespaces: Vec::new(),
+            placed: HashSet::new(),
         })
     }
 
-    /// Makes sure that the network namespace of process `pid` is dumped too.
-    pub(crate) fn add_namespace_of(&mut self, pid: i32) {
+    /// Makes sure that the network namespaces of the processes `pids` are dumped too.
+    pub(crate) fn add_namespaces_of(&mut self, pids: &[i32]) {
+        for pid in pids {
+            if !self.placed.contains(pid) {
+                self.add_namespace_of(*pid);
+            }
+        }
+        self.placed = pids.iter().copied().collect();
+    }
+
+    fn add_namespace_of(&mut self, pid: i32) {
         let path = format!("/proc/{pid}/ns/net");
         let Ok(file) = std::fs::File::open(&path) else { return }; // gone, or a kernel thread
         let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { return };

@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code, reason = "maps the ledgers of other processes and looks at them as atomics")]
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
@@ -15,10 +15,13 @@ use rustix::fs::SealFlags;
 use tssx_core::ledger::layout::{LEDGER_SIZE, ROLE_ACCEPTOR, SLOT_CLOSED};
 use tssx_core::ledger::view::{LedgerView, SlotSnapshot, ViewError};
 
+use crate::ledger_scan::{Found, Scan};
 use crate::names::SocketName;
 
 /// What `/proc/PID/maps` shows as the name of a ledger.
 const MAPS_NAME: &[u8] = b"/memfd:tssx-ledger";
+/// What it shows of a process that may make one.
+const LIBRARY_NAME: &[u8] = b"libtssx_preload";
 
 /// Identity of a ledger: its file. A forked family shares one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +76,7 @@ impl LedgerEnd {
 /// Every ledger seen since the window began.
 #[derive(Default)]
 pub(crate) struct Ledgers {
+    scan: Scan,
     mapped: HashMap<LedgerId, Ledger>,
     refused: HashMap<LedgerId, String>,
     ends: HashMap<(LedgerId, usize, u32), LedgerEnd>,
@@ -85,10 +89,9 @@ pub(crate) struct Ledgers {
 impl Ledgers {
     /// Looks for new ledgers and reads the slots of all. The first call sets what later growth is measured from.
     pub(crate) fn refresh(&mut self) {
-        let mut looked_at = HashSet::new();
-        for pid in crate::processes::pids() {
-            self.look_at(pid.unsigned_abs(), &mut looked_at);
-        }
+        let mut scan = std::mem::take(&mut self.scan);
+        scan.run(|pid| self.look_at(pid));
+        self.scan = scan;
         self.read();
         self.started = true;
     }
@@ -147,33 +150,55 @@ impl Ledgers {
         self.refused.values().map(String::as_str)
     }
 
-    fn look_at(&mut self, pid: u32, looked_at: &mut HashSet<LedgerId>) {
-        let Ok(maps) = std::fs::read(format!("/proc/{pid}/maps")) else { return }; // gone
+    /// Looks into one process; `None` if it is gone.
+    fn look_at(&mut self, pid: u32) -> Option<Found> {
+        let maps = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
+        let mut found = Found::Nothing;
         for line in maps.split(|byte| *byte == b'\n') {
+            if found == Found::Nothing && contains(line, LIBRARY_NAME) {
+                found = Found::Library;
+            }
             let Some((range, id)) = parse_line(line) else { continue };
-            if let Some(ledger) = self.mapped.get_mut(&id) {
-                ledger.pids.insert(pid);
-            } else if looked_at.insert(id) {
-                match map_ledger(pid, range) {
-                    Ok(None) => {}
-                    Ok(Some((found, mut ledger))) => {
-                        ledger.exhausted_before = if self.started { 0 } else { ledger.view.exhausted() };
-                        ledger.pids.insert(pid);
-                        self.refused.remove(&id);
-                        self.mapped.entry(found).or_insert(ledger);
-                    }
-                    Err(reason) => {
-                        self.refused.insert(id, format!("process {pid}: {reason}"));
-                    }
+            if self.is_known(pid, range, id) {
+                found = Found::Ledger;
+            } else if found == Found::Nothing {
+                found = Found::Library; // it has one that is not ready or not believed: look again
+            }
+        }
+        Some(found)
+    }
+
+    /// Whether the ledger is mapped here, now or already.
+    fn is_known(&mut self, pid: u32, range: &str, id: LedgerId) -> bool {
+        if !self.mapped.contains_key(&id) {
+            match map_ledger(pid, range) {
+                Ok(None) => return false,
+                Ok(Some((found, mut ledger))) if found == id => {
+                    ledger.exhausted_before = if self.started { 0 } else { ledger.view.exhausted() };
+                    self.refused.remove(&id);
+                    self.mapped.insert(id, ledger);
+                }
+                Ok(Some(_)) => return false, // another file took the address range meanwhile
+                Err(reason) => {
+                    self.refused.insert(id, format!("process {pid}: {reason}"));
+                    return false;
                 }
             }
         }
+        if let Some(ledger) = self.mapped.get_mut(&id) {
+            ledger.pids.insert(pid);
+        }
+        true
     }
+}
+
+fn contains(line: &[u8], word: &[u8]) -> bool {
+    line.windows(word.len()).any(|window| window == word)
 }
 
 /// The address range and the file of a line of `/proc/PID/maps` that shows a shared, readable ledger.
 fn parse_line(line: &[u8]) -> Option<(&str, LedgerId)> {
-    if !line.windows(MAPS_NAME.len()).any(|window| window == MAPS_NAME) {
+    if !contains(line, MAPS_NAME) {
         return None;
     }
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();

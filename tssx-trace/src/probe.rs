@@ -7,11 +7,11 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 
+use crate::losses::Losses;
 use anyhow::{Context, anyhow};
 use aya::maps::{PerCpuArray, PerCpuHashMap};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
-use serde::{Deserialize, Serialize};
 use tssx_ebpf::{LOSSES_MAP, Loss, LossCount, TRAFFIC_MAP, Traffic, TrafficKey};
 
 /// The object that build.rs put beside us, aligned as an ELF reader wants it.
@@ -59,29 +59,6 @@ pub(crate) struct SocketTraffic {
     pub(crate) rx_bytes: u64,
     /// Cookie of the socket that got the bytes sent, if the kernel told.
     pub(crate) peer: Option<u64>,
-}
-
-/// What was seen but could not be counted. All zero in a complete measurement.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Losses {
-    /// Calls, and bytes, that found the kernel's map full.
-    pub(crate) map_full_calls: u64,
-    pub(crate) map_full_bytes: u64,
-    /// Calls, and bytes, for which the kernel had no memory.
-    pub(crate) no_memory_calls: u64,
-    pub(crate) no_memory_bytes: u64,
-    /// Calls, and bytes, whose entry the kernel refused for another cause.
-    pub(crate) refused_calls: u64,
-    pub(crate) refused_bytes: u64,
-    /// Events that the kernel did not hand to the programs because one was already running on that CPU.
-    pub(crate) missed_events: u64,
-}
-
-impl Losses {
-    /// Whether anything was lost.
-    pub(crate) fn any(&self) -> bool {
-        *self != Self::default()
-    }
 }
 
 /// Settings of a probe.
@@ -256,12 +233,5 @@ mod tests {
         let sum = add_cpus(TrafficKey { cookie: 7, tgid: 3, reserved: 0 }, &[silent, receiver, sender]);
         assert_eq!((sum.tx_calls, sum.tx_bytes, sum.rx_calls, sum.rx_bytes), (2, 128, 1, 64));
         assert_eq!((sum.peer, sum.comm.as_str()), (Some(9), "redis"));
-    }
-
-    #[test]
-    fn any_loss_is_a_loss() {
-        assert!(!Losses::default().any());
-        assert!(Losses { missed_events: 1, ..Losses::default() }.any());
-        assert!(Losses { map_full_calls: 1, ..Losses::default() }.any());
     }
 }

@@ -12,8 +12,8 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::Kind;
+use crate::losses::Losses;
 use crate::names::SocketName;
-use crate::probe::Losses;
 
 /// Where `discover` leaves its recording and `suggest` looks for it. `/run` belongs to root: nobody can plant a link.
 pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";

@@ -11,8 +11,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::inventory::Inventory;
 use crate::ledgers::Ledgers;
+use crate::losses::Losses;
 use crate::output;
-use crate::probe::{Losses, Probe, ProbeOptions, SocketTraffic};
+use crate::probe::{Probe, ProbeOptions, SocketTraffic};
 use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
@@ -21,8 +22,8 @@ const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
 const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 /// Time between two readings of the known ledgers: the slots of closed connections linger, but not for ever.
 const READING_PERIOD: Duration = Duration::from_millis(20);
-/// A look at the host may take this part of the window's time; on a host with very many processes looks get rarer.
-const LOOK_SHARE: u32 = 5;
+/// A kind of look may take one part in so many of one CPU: on a host with very many processes or sockets looks get rarer.
+const LOOK_SHARE: u32 = 20;
 
 /// Everything a window saw.
 pub(crate) struct Observation {
@@ -98,7 +99,7 @@ async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observ
         }
     }
     // The ledgers and the kernel's counters are two clocks: stop one and read the other with nothing in between.
-    let losses = probe.losses()?;
+    let mut losses = probe.losses()?;
     probe.detach()?;
     ledgers.read();
     let elapsed = started.elapsed();
@@ -108,14 +109,18 @@ async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observ
     processes.refresh();
     processes.remember_new(traffic.iter().map(|record| record.pid).chain(ledgers.all_pids()));
     probe.flush_log();
+    losses.uncounted_connections = ledgers.uncounted();
+    losses.overwritten_connections = ledgers.overwritten();
+    losses.refused_ledgers = ledgers.refused().count() as u64;
+    for refused in ledgers.refused() {
+        output::note(&format!("warning: a ledger was not read: {refused}"));
+    }
     Ok(Observation { elapsed, traffic, losses, inventory, ledgers, processes, interrupted })
 }
 
 /// Dumps the sockets of every network namespace that has a process.
 fn look_at_sockets(inventory: &mut Inventory) -> anyhow::Result<()> {
-    for pid in processes::pids() {
-        inventory.add_namespace_of(pid);
-    }
+    inventory.add_namespaces_of(&processes::pids());
     inventory.refresh()
 }
 

@@ -8,7 +8,6 @@ use crate::inventory::Kind;
 use crate::join::{Connection, End, Flow, Service, received, sent, services};
 use crate::names::SocketName;
 use crate::output::{note, result, short, table};
-use crate::probe::Losses;
 use crate::processes;
 use crate::recording::{FlowRecord, ProcessRecord, Recording, ServiceRecord};
 use crate::watch::{Observation, watch};
@@ -24,38 +23,14 @@ pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<u8> {
     result(&text)?;
     let path = recording.save(args.record.as_deref())?;
     note(&format!("recorded in {}; next: tssx-trace suggest", path.display()));
-    for refused in seen.ledgers.refused() {
-        note(&format!("warning: a ledger was not read: {refused}"));
-    }
     if recording.closed_namespaces > 0 {
         note(&format!(
             "warning: {} network namespaces could not be entered: their sockets have no names",
             recording.closed_namespaces
         ));
     }
-    Ok(if report_losses(&recording.losses, args.window.max_sockets) { exit::LOST } else { 0 })
-}
-
-/// Tells what could not be counted. Returns whether there was any.
-pub(crate) fn report_losses(losses: &Losses, max_sockets: u32) -> bool {
-    if losses.map_full_calls > 0 {
-        note(&format!(
-            "LOST: {} calls ({} bytes) not counted: more than {max_sockets} sockets in use; raise --max-sockets",
-            losses.map_full_calls, losses.map_full_bytes
-        ));
-    }
-    for (calls, bytes, cause) in [
-        (losses.no_memory_calls, losses.no_memory_bytes, "the kernel had no memory for their entries"),
-        (losses.refused_calls, losses.refused_bytes, "the kernel refused their entries"),
-    ] {
-        if calls > 0 {
-            note(&format!("LOST: {calls} calls ({bytes} bytes) not counted: {cause}"));
-        }
-    }
-    if losses.missed_events > 0 {
-        note(&format!("LOST: {} events that the kernel did not deliver", losses.missed_events));
-    }
-    losses.any()
+    recording.losses.tell(args.window.max_sockets);
+    Ok(if recording.losses.any() { exit::LOST } else { 0 })
 }
 
 /// The recording of a window.

@@ -130,7 +130,7 @@ fn evidence(recording: &Recording, service: &ServiceRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::Losses;
+    use crate::losses::Losses;
     use crate::recording::FlowRecord;
 
     fn service(name: &[u8], kind: Kind, connections: u64, calls: u64) -> ServiceRecord {

@@ -5,11 +5,11 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::cli::{VerifyArgs, exit};
-use crate::commands::discover::{report_losses, some_processes};
+use crate::commands::discover::some_processes;
 use crate::hit_rate::{SocketReport, is_same, sockets};
+use crate::losses::Losses;
 use crate::names::SocketName;
 use crate::output::{note, plural, result, short, table};
-use crate::probe::Losses;
 use crate::watch::{Observation, watch};
 
 /// What `--json` prints.
@@ -20,12 +20,6 @@ struct Report<'a> {
     window_ms: u64,
     interrupted: bool,
     losses: Losses,
-    /// Selected connections that a ledger had no room to count.
-    uncounted_connections: u64,
-    /// Selected connections whose counters were overwritten before they could be read.
-    overwritten_connections: u64,
-    /// Ledgers that were found and not believed.
-    refused_ledgers: Vec<&'a str>,
     min_hit_rate: Option<f64>,
     sockets: &'a [SocketReport],
 }
@@ -39,22 +33,8 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
     let reports = sockets(&seen, &args.sockets);
     let text = if args.window.json { json(&seen, args, &reports)? } else { render(&seen, &reports) };
     result(&text)?;
-    let mut lost = report_losses(&seen.losses, args.window.max_sockets);
-    let uncounted = seen.ledgers.uncounted();
-    if uncounted > 0 {
-        note(&format!("LOST: {} found no room in their process's ledger", plural(uncounted, "selected connection")));
-        lost = true;
-    }
-    if seen.ledgers.overwritten() > 0 {
-        let connections = plural(seen.ledgers.overwritten(), "selected connection");
-        note(&format!("LOST: {connections} came and went faster than the ledgers were read"));
-        lost = true;
-    }
-    for refused in seen.ledgers.refused() {
-        note(&format!("LOST: a ledger was not read: {refused}"));
-        lost = true;
-    }
-    Ok(judge(args, &reports, lost))
+    seen.losses.tell(args.window.max_sockets);
+    Ok(judge(args, &reports, seen.losses.any()))
 }
 
 /// The exit status, with the sentence that explains it.
@@ -99,9 +79,6 @@ fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyh
         window_ms: u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX),
         interrupted: seen.interrupted,
         losses: seen.losses,
-        uncounted_connections: seen.ledgers.uncounted(),
-        overwritten_connections: seen.ledgers.overwritten(),
-        refused_ledgers: seen.ledgers.refused().collect(),
         min_hit_rate: args.min_hit_rate,
         sockets: reports,
     };

@@ -1,0 +1,70 @@
+//! What was seen but could not be counted: a report with losses says so, and the exit status too.
+
+use serde::{Deserialize, Serialize};
+
+use crate::output::{note, plural};
+
+/// Every way of losing something. All zero in a complete measurement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Losses {
+    /// Calls, and bytes, that found the kernel's map full.
+    pub(crate) map_full_calls: u64,
+    pub(crate) map_full_bytes: u64,
+    /// Calls, and bytes, for which the kernel had no memory.
+    pub(crate) no_memory_calls: u64,
+    pub(crate) no_memory_bytes: u64,
+    /// Calls, and bytes, whose entry the kernel refused for another cause.
+    pub(crate) refused_calls: u64,
+    pub(crate) refused_bytes: u64,
+    /// Events that the kernel did not hand to the programs because one was already running on that CPU.
+    pub(crate) missed_events: u64,
+    /// Selected connections that found no room in their process's ledger.
+    pub(crate) uncounted_connections: u64,
+    /// Selected connections whose ledger slot was used again before it was read.
+    pub(crate) overwritten_connections: u64,
+    /// Ledgers that were found and not believed.
+    pub(crate) refused_ledgers: u64,
+}
+
+impl Losses {
+    /// Whether anything was lost.
+    pub(crate) fn any(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// Tells what was lost; `max_sockets` is the size that the kernel's map had.
+    pub(crate) fn tell(&self, max_sockets: u32) {
+        let full = format!("more than {max_sockets} sockets in use: raise --max-sockets");
+        for (calls, bytes, cause) in [
+            (self.map_full_calls, self.map_full_bytes, full.as_str()),
+            (self.no_memory_calls, self.no_memory_bytes, "the kernel had no memory for their entries"),
+            (self.refused_calls, self.refused_bytes, "the kernel refused their entries"),
+        ] {
+            if calls > 0 {
+                note(&format!("LOST: {} ({}) not counted: {cause}", plural(calls, "call"), plural(bytes, "byte")));
+            }
+        }
+        for (count, noun, cause) in [
+            (self.missed_events, "event", "not delivered by the kernel"),
+            (self.uncounted_connections, "selected connection", "found no room in their process's ledger"),
+            (self.overwritten_connections, "selected connection", "came and went faster than the ledgers were read"),
+            (self.refused_ledgers, "ledger", "found and not read (see the warnings)"),
+        ] {
+            if count > 0 {
+                note(&format!("LOST: {} {cause}", plural(count, noun)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_loss_is_a_loss() {
+        assert!(!Losses::default().any());
+        assert!(Losses { missed_events: 1, ..Losses::default() }.any());
+        assert!(Losses { refused_ledgers: 1, ..Losses::default() }.any());
+    }
+}
