@@ -18,13 +18,18 @@ pub const LOSSES_MAP: &str = "LOSSES";
 /// Entries of [`TRAFFIC_MAP`] unless the loader asks for another number: pairs of one socket and one process.
 pub const TRAFFIC_ENTRIES: u32 = 65_536;
 
+/// Name of the global `u64` with the device of the reader's pid namespace (`st_dev` of `/proc/self/ns/pid`).
+pub const PID_NAMESPACE_DEVICE: &str = "PID_NAMESPACE_DEVICE";
+/// Name of the global `u64` with the inode of the reader's pid namespace; 0 for the initial one.
+pub const PID_NAMESPACE_INODE: &str = "PID_NAMESPACE_INODE";
+
 /// One socket as used by one process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TrafficKey {
     /// The socket's cookie: equals `SO_COOKIE` and UNIX_DIAG's.
     pub cookie: u64,
-    /// Process (thread group) that made the calls, as the initial pid namespace numbers it.
+    /// Process (thread group) that made the calls, as the reader's pid namespace numbers it; 0 for one outside it.
     pub tgid: u32,
     /// Zero: the key has no unset bytes.
     pub reserved: u32,

@@ -13,7 +13,9 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_unix_sock};
+use aya_ebpf::Global;
+use aya_ebpf::bindings::bpf_pidns_info;
+use aya_ebpf::helpers::generated::{bpf_get_ns_current_pid_tgid, bpf_get_socket_cookie, bpf_skc_to_unix_sock};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
@@ -29,6 +31,14 @@ const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 const E2BIG: i32 = -7;
 const ENOMEM: i32 = -12;
+
+/// See [`tssx_ebpf::PID_NAMESPACE_DEVICE`]; the loader sets it.
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_DEVICE: Global<u64> = Global::new(0);
+
+/// See [`tssx_ebpf::PID_NAMESPACE_INODE`]; the loader sets it.
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_INODE: Global<u64> = Global::new(0);
 
 #[map]
 static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> = PerCpuHashMap::with_max_entries(TRAFFIC_ENTRIES, 0);
@@ -103,11 +113,24 @@ fn received(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// The current process as the reader's pid namespace numbers it; 0 if it is outside.
+#[inline(always)]
+fn reader_tgid(pid_tgid: u64) -> u32 {
+    let inode = PID_NAMESPACE_INODE.load();
+    if inode == 0 {
+        return (pid_tgid >> 32) as u32;
+    }
+    let mut info = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: `info` is writable for the size given; on failure the helper zeroes it.
+    unsafe { bpf_get_ns_current_pid_tgid(PID_NAMESPACE_DEVICE.load(), inode, &raw mut info, size_of::<bpf_pidns_info>() as u32) };
+    info.tgid
+}
+
 /// Adds one call to its record, or to the losses.
 #[inline(always)]
 fn account(ctx: &BtfTracePointContext, cookie: u64, direction: Direction, bytes: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let key = TrafficKey { cookie, tgid: (pid_tgid >> 32) as u32, reserved: 0 };
+    let key = TrafficKey { cookie, tgid: reader_tgid(pid_tgid), reserved: 0 };
     let record = match record_of(&key) {
         Ok(record) => record,
         Err(loss) => {

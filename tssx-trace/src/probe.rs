@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 
 use crate::losses::Losses;
 use anyhow::{Context, anyhow};
 use aya::maps::{PerCpuArray, PerCpuHashMap};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
-use tssx_ebpf::{LOSSES_MAP, Loss, LossCount, TRAFFIC_MAP, Traffic, TrafficKey};
+use tssx_ebpf::{LOSSES_MAP, Loss, LossCount, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic, TrafficKey};
 
 /// The object that build.rs put beside us, aligned as an ELF reader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tssx-ebpf.o"));
@@ -20,6 +21,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ts
 /// Program name in the object, and the tracepoint that it belongs to.
 const PROGRAMS: [(&str, &str); 3] =
     [("data_ready", "sk_data_ready"), ("sent", "sock_send_length"), ("received", "sock_recv_length")];
+
+/// Inode of the initial pid namespace, `PROC_PID_INIT_INO` in include/linux/proc_ns.h.
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// [`TrafficKey`] as aya reads it.
 #[derive(Clone, Copy)]
@@ -85,8 +89,11 @@ impl Probe {
         crate::preflight::check()?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF in /sys/kernel/btf/vmlinux")?;
         let level: u8 = if options.log { aya_log::Level::Debug as u8 } else { 0 };
+        let (device, inode) = pid_namespace()?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
+            .override_global(PID_NAMESPACE_DEVICE, &device, true)
+            .override_global(PID_NAMESPACE_INODE, &inode, true)
             .map_max_entries(TRAFFIC_MAP, options.max_sockets)
             .override_global(aya_log::LEVEL, &level, true)
             .load(OBJECT)
@@ -176,6 +183,13 @@ impl Probe {
         }
         Ok(missed)
     }
+}
+
+/// Device and inode of our pid namespace, so that the kernel programs number processes as /proc here does.
+fn pid_namespace() -> anyhow::Result<(u64, u64)> {
+    let metadata = std::fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid: mount /proc")?;
+    let inode = if metadata.ino() == INITIAL_PID_NAMESPACE { 0 } else { metadata.ino() };
+    Ok((metadata.dev(), inode))
 }
 
 fn attach_one(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> anyhow::Result<()> {
