@@ -6,7 +6,7 @@
 //! 3. tssx-trace, told by `TSSX_EBPF_OBJECT` where the kernel programs are.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -29,8 +29,8 @@ pub(crate) struct Artefacts {
 
 impl fmt::Display for Artefacts {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "kernel programs  {}\n", self.ebpf.display())?;
-        write!(out, "preload library  {}\n", self.preload.display())?;
+        writeln!(out, "kernel programs  {}", self.ebpf.display())?;
+        writeln!(out, "preload library  {}", self.preload.display())?;
         write!(out, "tracer           {}", self.trace.display())
     }
 }
@@ -45,7 +45,7 @@ pub(crate) fn build() -> Result<Artefacts> {
     let mut cargo = Command::new(paths::cargo());
     cargo.args(["build", "--release", "--package", "tssx-trace"]).env("TSSX_EBPF_OBJECT", &ebpf).current_dir(paths::workspace());
     run::run(&mut cargo, BUILD_DEADLINE)?;
-    let trace = existing(paths::target().join("release/tssx-trace"))?;
+    let trace = existing(&paths::target().join("release/tssx-trace"))?;
     Ok(Artefacts { ebpf, preload, trace })
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn preload() -> Result<PathBuf> {
     let mut cargo = Command::new(paths::cargo());
     cargo.args(["build", "--release", "--package", "tssx-preload"]).current_dir(paths::workspace());
     run::run(&mut cargo, BUILD_DEADLINE)?;
-    existing(paths::target().join("release/libtssx_preload.so"))
+    existing(&paths::target().join("release/libtssx_preload.so"))
 }
 
 /// Builds the kernel programs only.
@@ -67,16 +67,16 @@ pub(crate) fn ebpf() -> Result<PathBuf> {
     let mut cargo = toolchain.cargo(&linker, "build");
     cargo.args(["--release", "--package", "tssx-ebpf", "--bin", "tssx-ebpf", "--features", "bpf", "--target-dir"]).arg(&directory);
     run::run(&mut cargo, BUILD_DEADLINE)?;
-    let made = existing(directory.join(toolchain::BPF_TARGET).join("release/tssx-ebpf"))?;
+    let made = existing(&directory.join(toolchain::BPF_TARGET).join("release/tssx-ebpf"))?;
     let object = paths::target().join("bpf/tssx-ebpf");
     std::fs::create_dir_all(paths::target().join("bpf"))?;
     if std::fs::read(&object).ok() != Some(std::fs::read(&made)?) {
         // Only when it differs: the tracer is built anew whenever this file is touched.
         std::fs::copy(&made, &object).with_context(|| format!("cannot write {}", object.display()))?;
     }
-    existing(object)
+    existing(&object)
 }
 
-fn existing(path: PathBuf) -> Result<PathBuf> {
+fn existing(path: &Path) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("the build succeeded but {} is not there", path.display()))
 }

@@ -1,16 +1,21 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | bench | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
+//! [`workload`] is what [`bench`] and [`demo`] start as separate processes, plain and with the library.
 
+mod bench;
 mod build;
 mod check;
+mod demo;
+mod measure;
 mod paths;
 mod run;
 mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -34,6 +39,13 @@ enum Command {
     Check,
     /// Everything: check, unit tests, behaviour tests with and without the library, redis, kernel programs
     Test,
+    /// Ratios against the plain kernel socket, measured in turn in one run
+    Bench(bench::Options),
+    /// The whole chain on an echo workload: discover, suggest, preload, measure, verify
+    Demo(demo::Options),
+    /// The programs that bench and demo start
+    #[command(hide = true)]
+    Workload(workload::Options),
 }
 
 fn main() -> ExitCode {
@@ -52,5 +64,8 @@ fn dispatch() -> anyhow::Result<()> {
         Command::Build => build::build().map(|artefacts| println!("{artefacts}")),
         Command::Check => check::check(),
         Command::Test => test::test(),
+        Command::Bench(options) => bench::bench(&options),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Workload(options) => workload::run(&options),
     }
 }

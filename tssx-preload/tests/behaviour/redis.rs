@@ -18,6 +18,8 @@ use crate::role::{End, SOCKET, SOON};
 const LOADS: [(&str, u32, u32, u32); 3] = [("get,set", 1, 1, 20_000), ("get,set", 50, 1, 30_000), ("get,set", 50, 16, 200_000)];
 /// Share of the bytes that must have gone through rings.
 const MIN_HIT_RATE: f64 = 0.99;
+/// Least ratio of the medians that is "faster": more than two plain runs ever differ by.
+const FASTER: f64 = 1.15;
 /// Rounds of plain and accelerated in turn, of which the medians are compared.
 const ROUNDS: usize = 5;
 
@@ -174,7 +176,7 @@ fn faster() -> Result<(), Failed> {
     });
     let ratio = preloaded.get(ROUNDS / 2).ok_or("rounds")? / plain.get(ROUNDS / 2).ok_or("rounds")?;
     println!("redis GET, one client: {ratio:.2} times plain (plain {plain:.0?}, preloaded {preloaded:.0?})");
-    if ratio <= 1.0 {
+    if ratio < FASTER {
         return Err(format!("not faster: {ratio:.2}; plain {plain:.0?}, preloaded {preloaded:.0?}").into());
     }
     Ok(())

@@ -63,7 +63,7 @@ fn fill_by(role: &Role, piece: usize) {
         assert!(sent < 64 << 20, "a socket without a limit");
     };
     role.note("when full", full);
-    role.note("a reasonable capacity", sent >= 200 && sent < 1 << 20);
+    role.note("a reasonable capacity", (200..1 << 20).contains(&sent));
     role.note("not writable", sys::poll(fd, libc::POLLOUT, crate::role::BRIEFLY));
     std::fs::write(role.directory().join("sent"), sent.to_string()).expect("write");
     role.meet();
