@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{TRACER, client, exchange, server, stop, tracer};
+use common::{TRACER, client, copy_program, exchange, server, stop, tracer};
 use serde_json::Value;
 
 /// A process without any privilege.
@@ -73,6 +73,27 @@ fn a_connection_made_before_on_an_abstract_name_is_counted_exactly() {
 }
 
 #[test]
+fn peeks_and_the_end_of_file_do_not_count() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("peek.sock");
+    let socket = socket.to_str().expect("UTF-8");
+    let _server = server(socket, &[]);
+    let mut client = client(socket, &[]);
+    let recording = directory.path().join("recording.json");
+    let tracer = tracer(&["discover", "--record", recording.to_str().expect("UTF-8")], &directory.path().join("table"));
+    common::exchange_with_peeks(&mut client, 100, 48);
+    let (status, lines) = client.finish(); // closes: the server reads the end of file
+    assert!(status.success(), "{lines:#?}");
+    let (code, errors) = stop(tracer);
+    assert_eq!(code, Some(0), "{errors}");
+    let service = service(&recording, socket);
+    for direction in ["client_to_server", "server_to_client"] {
+        assert_eq!(service[direction]["receive_calls"].as_u64(), Some(100), "{service}");
+        assert_eq!(service[direction]["received_bytes"].as_u64(), Some(4800), "{service}");
+    }
+}
+
+#[test]
 fn a_silent_connection_is_shown_with_both_processes_and_no_traffic() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("silent.sock");
@@ -115,7 +136,7 @@ fn without_privilege_there_is_one_line_that_says_what_to_do() {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("opened");
     let copy = directory.path().join("tssx-trace"); // the build directory may be closed to others
-    std::fs::copy(TRACER, &copy).expect("copied");
+    copy_program(TRACER, &copy);
     for command in ["discover", "verify"] {
         let output = Command::new(&copy).arg(command).uid(NOBODY).gid(NOBODY).output().expect("it starts");
         let errors = String::from_utf8(output.stderr).expect("UTF-8");
@@ -141,9 +162,9 @@ fn anybody_may_turn_a_recording_into_an_environment_that_a_shell_reads_back() {
     assert_eq!(code, Some(0), "{errors}");
 
     let copy = directory.path().join("tssx-trace");
-    std::fs::copy(TRACER, &copy).expect("copied");
+    copy_program(TRACER, &copy);
     let library = directory.path().join("libtssx_preload.so"); // never loaded here: any ELF file serves
-    std::fs::copy(TRACER, &library).expect("copied");
+    copy_program(TRACER, &library);
     let mut suggest = Command::new(&copy);
     suggest.args(["suggest", "--min-calls", "0.001", "--from"]).arg(&recording).uid(NOBODY).gid(NOBODY).env_remove("TSSX_PRELOAD");
     let output = suggest.output().expect("it starts");

@@ -7,7 +7,7 @@ use crate::cli::{DiscoverArgs, exit};
 use crate::inventory::Kind;
 use crate::join::{Connection, End, Flow, Service, received, sent, services};
 use crate::names::SocketName;
-use crate::output::{note, result, short, table};
+use crate::output::{note, plural, result, short, table};
 use crate::processes;
 use crate::recording::{FlowRecord, ProcessRecord, Recording, ServiceRecord};
 use crate::watch::{Observation, watch};
@@ -143,24 +143,22 @@ fn render(recording: &Recording, all: bool) -> String {
     let early = if recording.interrupted { ", ended early" } else { "" };
     // Writing into a String cannot fail.
     let _ = writeln!(text, "{seconds:.1} s{early}, mode {}. CALLS: sends of both ends; BYTES: what they sent.", recording.mode);
-    for (count, what) in [
-        (idle, "listening stream sockets without a connection (--all shows them)"),
-        (
-            recording.services.iter().filter(|service| service.kind != Kind::Stream).count() as u64,
-            "datagram and seqpacket sockets with a name (not stream: in the recording only)",
-        ),
+    let others = recording.services.iter().filter(|service| service.kind != Kind::Stream).count() as u64;
+    for (count, noun, what) in [
+        (idle, "listening stream socket", "without a connection (--all shows them)"),
+        (others, "named socket", "of another type than stream (in the recording only)"),
     ] {
         if count > 0 {
-            let _ = writeln!(text, "Not shown: {count} {what}.");
+            let _ = writeln!(text, "Not shown: {} {what}.", plural(count, noun));
         }
     }
     for unnamed in recording.unnamed.iter().filter(|unnamed| unnamed.connections > 0) {
-        let what = if unnamed.kind == Kind::Unknown {
-            "sockets that closed before they could be looked at"
-        } else {
-            "sockets without a name (socketpair)"
+        let what = match unnamed.kind {
+            Kind::Unknown => "closed before seen by name",
+            _ => "without a name (socketpair)",
         };
-        let _ = writeln!(text, "Not shown: {} {what}: {} calls, {} bytes.", unnamed.connections, unnamed.calls, unnamed.bytes);
+        let (calls, bytes) = (plural(unnamed.calls, "call"), plural(unnamed.bytes, "byte"));
+        let _ = writeln!(text, "Not shown: {} {what}: {calls}, {bytes}.", plural(unnamed.connections, "connection"));
     }
     text
 }

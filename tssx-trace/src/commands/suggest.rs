@@ -93,7 +93,9 @@ fn judge(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Resu
         Kind::Unknown => return Err(String::from("closed before its type could be seen")),
     }
     if service.connections == 0 {
-        return Err(String::from("no connection while it was watched"));
+        let nameless = recording.unnamed.iter().any(|unnamed| unnamed.kind == Kind::Unknown && unnamed.connections > 0);
+        let but = if nameless { " that lived long enough to be seen by name (shorter ones do not gain)" } else { "" };
+        return Err(format!("no connection while it was watched{but}"));
     }
     if service.calls == 0 {
         return Err(String::from("no traffic while it was watched"));

@@ -101,6 +101,13 @@ impl Drop for Guarded {
     }
 }
 
+/// Copies a program. By another process: a descriptor that is open for writing here could be inherited by a child that
+/// another thread starts at this moment, and executing the copy would fail with ETXTBSY.
+pub(crate) fn copy_program(from: &str, to: &std::path::Path) {
+    let status = Command::new("cp").arg("--").arg(from).arg(to).status().expect("cp starts");
+    assert!(status.success());
+}
+
 /// Starts this test binary again as a peer.
 pub(crate) fn peer(role: &str, socket: &str, environment: &[(&str, &str)]) -> Guarded {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
@@ -126,6 +133,12 @@ pub(crate) fn client(socket: &str, environment: &[(&str, &str)]) -> Guarded {
 /// Lets the client send `count` requests of `size` bytes, each answered with the same bytes.
 pub(crate) fn exchange(client: &mut Guarded, count: u64, size: usize) {
     client.tell(&format!("{count} {size}"));
+    client.wait_for("done");
+}
+
+/// The same, with each answer looked at with `MSG_PEEK` before it is read.
+pub(crate) fn exchange_with_peeks(client: &mut Guarded, count: u64, size: usize) {
+    client.tell(&format!("{count} {size} peek"));
     client.wait_for("done");
 }
 
@@ -198,12 +211,16 @@ fn converse(socket: &str) {
     let mut stream = UnixStream::connect_addr(&address(socket)).expect("connected");
     println!("ready");
     for line in std::io::stdin().lines().map_while(Result::ok) {
-        let (count, size) = line.split_once(' ').expect("a count and a size");
+        let words: Vec<&str> = line.split(' ').collect();
+        let [count, size, rest @ ..] = words.as_slice() else { panic!("no count and size in `{line}`") };
         let (count, size): (u64, usize) = (count.parse().expect("a count"), size.parse().expect("a size"));
         let request: Vec<u8> = (0..size).map(|index| u8::try_from(index % 251).expect("small")).collect();
         let mut answer = vec![0; size];
         for _ in 0..count {
             stream.write_all(&request).expect("sent");
+            if rest == ["peek"] {
+                rustix::net::recv(&stream, &mut answer[..], rustix::net::RecvFlags::PEEK).expect("peeked");
+            }
             stream.read_exact(&mut answer).expect("answered");
             assert_eq!(answer, request);
         }
