@@ -65,7 +65,12 @@ const MEASUREMENTS: [Measurement; 9] = [
     stream("stream of 64 KiB", 65_536),
     epoll("epoll echo, 1 connection", 1),
     epoll("epoll echo, 50 connections", 50),
-    Measurement { client: "short-client", unit: "connections/s", ..echo("connect, request, close", 64) },
+    Measurement {
+        server: Some("short-server"),
+        client: "short-client",
+        unit: "connections/s",
+        ..echo("connect, request, close", 64)
+    },
     Measurement { client: "plain-calls", server: None, unit: "calls/s", ..echo("write to /dev/null", 1) },
 ];
 

@@ -2,7 +2,7 @@
 //! wrong; remedy`.
 //!
 //! - [`layers`]: who may depend on whom, and that every dependency of the library is justified;
-//! - [`source`]: unsafe list, file and function length, no stubs, module headers;
+//! - [`source`]: unsafe code only where [`unsafe_list`] says, file and function length, no stubs, module headers;
 //! - [`protocol`]: PROTOCOL.md lists every field of the shared layouts with its offset;
 //! - [`documents`]: the top level, ARCHITECTURE.md's walk of `read()`, no paths of one machine.
 
@@ -11,6 +11,7 @@ mod layers;
 mod layout;
 mod protocol;
 mod source;
+mod unsafe_list;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -42,6 +42,19 @@ pub(super) fn stream_server(socket: &Path, _size: usize, _: Pinned) -> Result<()
     })
 }
 
+pub(super) fn short_server(socket: &Path, size: usize, _: Pinned) -> Result<()> {
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot bind {}", socket.display()))?;
+    let mut bytes = vec![0; size];
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        // A client that only looked whether we listen sends nothing.
+        if stream.read_exact(&mut bytes).is_ok() {
+            stream.write_all(&bytes)?;
+        }
+    }
+    Ok(())
+}
+
 fn serve(socket: &Path, body: impl Fn(&mut UnixStream) -> std::io::Result<()> + Send + Sync + Clone + 'static) -> Result<()> {
     let listener = UnixListener::bind(socket).with_context(|| format!("cannot bind {}", socket.display()))?;
     for stream in listener.incoming() {

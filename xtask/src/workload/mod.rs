@@ -44,6 +44,8 @@ enum Program {
     EpollServer(Place),
     /// Writes to each of its connections, then reads from each
     EpollClient(Load),
+    /// Echoes one message of each connection, one after another, and closes
+    ShortServer(Place),
     /// Connects, sends a message, reads it back, closes
     ShortClient(Load),
     /// Writes one byte to /dev/null, over and over
@@ -85,6 +87,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.program {
         Program::EchoServer(place) => blocking::echo_server(&place.socket, place.size, pin(place)?),
         Program::StreamServer(place) => blocking::stream_server(&place.socket, place.size, pin(place)?),
+        Program::ShortServer(place) => blocking::short_server(&place.socket, place.size, pin(place)?),
         Program::EpollServer(place) => events::server(&place.socket, place.size, pin(place)?),
         Program::EchoClient(load) => report(blocking::echo_client(load, pin(&load.place)?)),
         Program::StreamClient(load) => report(blocking::stream_client(load, pin(&load.place)?)),
