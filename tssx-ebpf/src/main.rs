@@ -47,11 +47,16 @@ static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> = PerCpuHashMap::with_max_ent
 static LOSSES: PerCpuArray<LossCount> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
 
 /// The socket that was last told about new bytes on this CPU, and by which thread.
+///
+/// The peer need be learned once for each record, and asking for its cookie costs a cache line that the other CPU owns. So a
+/// thread whose last send here was on a record that knows its peer is not looked at: `settled` names it. If its next send is
+/// on a new socket after all, the peer is learned one send later.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Told {
     pid_tgid: u64,
     cookie: u64,
+    settled: u64,
 }
 
 #[map]
@@ -79,10 +84,17 @@ fn unix_cookie(socket: *mut c_void) -> Option<u64> {
 /// `sk_data_ready(sk)`: `sk` has something to read, put there by the current thread.
 #[btf_tracepoint(function = "sk_data_ready")]
 fn data_ready(ctx: BtfTracePointContext) -> i32 {
-    let Some(cookie) = unix_cookie(ctx.arg(0)) else { return 0 };
-    if let Some(told) = TOLD.get_ptr_mut(0) {
-        // SAFETY: the verifier proved `told` to be this CPU's entry; programs on one CPU do not preempt each other.
-        unsafe { *told = Told { pid_tgid: bpf_get_current_pid_tgid(), cookie } };
+    let Some(told) = TOLD.get_ptr_mut(0) else { return 0 };
+    let pid_tgid = bpf_get_current_pid_tgid();
+    // SAFETY: the verifier proved `told` to be this CPU's entry; programs on one CPU do not preempt each other.
+    unsafe {
+        if (*told).settled == pid_tgid {
+            return 0;
+        }
+        if let Some(cookie) = unix_cookie(ctx.arg(0)) {
+            (*told).pid_tgid = pid_tgid;
+            (*told).cookie = cookie;
+        }
     }
     0
 }
@@ -153,13 +165,13 @@ fn account(ctx: &BtfTracePointContext, cookie: u64, direction: Direction, bytes:
         }
         (*record).tx_calls += 1;
         (*record).tx_bytes += bytes;
-        if let Some(told) = TOLD.get_ptr_mut(0)
-            && (*told).pid_tgid == pid_tgid
-        {
+        let Some(told) = TOLD.get_ptr_mut(0) else { return };
+        if (*told).pid_tgid == pid_tgid {
             // Used once: a thread that moves to another CPU within a call must not leave its peer for a later one.
             (*record).peer = (*told).cookie;
             (*told).pid_tgid = 0;
         }
+        (*told).settled = if (*record).peer == 0 { 0 } else { pid_tgid };
     }
 }
 

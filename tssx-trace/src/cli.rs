@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::names::SocketName;
 use crate::probe::ProbeOptions;
 use crate::recording::DEFAULT_PATH;
+use crate::watch::Window;
 
 /// Exit statuses, as documented in the help text.
 pub(crate) mod exit {
@@ -71,8 +72,10 @@ pub(crate) struct WindowArgs {
 }
 
 impl WindowArgs {
-    pub(crate) fn probe(&self) -> ProbeOptions {
-        ProbeOptions { max_sockets: self.max_sockets, log: self.kernel_log }
+    /// The window, with that time between two looks for ledgers.
+    pub(crate) fn window(&self, ledger_period: Duration) -> Window {
+        let probe = ProbeOptions { max_sockets: self.max_sockets, log: self.kernel_log };
+        Window { duration: self.duration, ledger_period, probe }
     }
 }
 

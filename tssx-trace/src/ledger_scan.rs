@@ -38,6 +38,7 @@ struct Look {
 #[derive(Default)]
 pub(crate) struct Scan {
     looks: HashMap<u32, Look>,
+    begun: bool,
 }
 
 impl Scan {
@@ -49,7 +50,9 @@ impl Scan {
             let pid = pid.unsigned_abs();
             let Some(image) = image_of(pid) else { continue }; // gone
             let known = self.looks.remove(&pid).filter(|known| known.image == image);
-            let mut known = known.unwrap_or(Look { image, first: now, last: now, found: Found::Library });
+            // Whoever is there when the first scan comes is taken for grown up: if it is not, the next slow look will tell.
+            let first = if self.begun { now } else { now.checked_sub(YOUNG).unwrap_or(now) };
+            let mut known = known.unwrap_or(Look { image, first, last: now, found: Found::Library });
             if is_due(&known, now) {
                 let Some(found) = look(pid) else { continue }; // gone
                 known.found = found;
@@ -58,6 +61,7 @@ impl Scan {
             looks.insert(pid, known);
         }
         self.looks = looks;
+        self.begun = true;
     }
 }
 

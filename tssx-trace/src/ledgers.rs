@@ -120,6 +120,11 @@ impl Ledgers {
         }
     }
 
+    /// Whether no ledger was found yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.mapped.is_empty()
+    }
+
     /// The ends that were open for at least a part of the window.
     pub(crate) fn ends(&self) -> impl Iterator<Item = &LedgerEnd> {
         self.ends.values().filter(|end| !end.is_old())

@@ -18,8 +18,6 @@ use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
 const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
-/// Time between two looks for ledgers: a process that lives longer is seen.
-const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 /// Time between two readings of the known ledgers: the slots of closed connections linger, but not for ever.
 const READING_PERIOD: Duration = Duration::from_millis(20);
 /// A kind of look may take one part in so many of one CPU: on a host with very many processes or sockets looks get rarer.
@@ -38,35 +36,45 @@ pub(crate) struct Observation {
     pub(crate) interrupted: bool,
 }
 
-/// Watches the host for `duration`, or until SIGINT or SIGTERM.
+/// How to watch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    /// How long.
+    pub(crate) duration: Duration,
+    /// Time between two looks for ledgers: a process with the library that lives longer is seen.
+    pub(crate) ledger_period: Duration,
+    pub(crate) probe: ProbeOptions,
+}
+
+/// Watches the host for the window's duration, or until SIGINT or SIGTERM.
 ///
 /// # Errors
 /// One that names what is missing on this machine, see [`Probe::attach`] and [`Inventory::open`].
-pub(crate) fn watch(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observation> {
+pub(crate) fn watch(window: Window) -> anyhow::Result<Observation> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
-    runtime.block_on(run(duration, options))
+    runtime.block_on(run(window))
 }
 
-async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observation> {
+async fn run(window: Window) -> anyhow::Result<Observation> {
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut inventory = Inventory::open()?;
-    let mut probe = Probe::attach(options)?;
+    let mut probe = Probe::attach(window.probe)?;
     let started = Instant::now();
     let mut ledgers = Ledgers::default();
     ledgers.refresh();
     look_at_sockets(&mut inventory)?;
     let mut processes = Processes::default();
     processes.refresh();
-    output::note(&format!("attached; watching Unix sockets for {:.1} s", duration.as_secs_f64()));
+    output::note(&format!("attached; watching Unix sockets for {:.1} s", window.duration.as_secs_f64()));
 
-    let mut ledger_ticks = interval(LEDGER_PERIOD);
+    let mut ledger_ticks = interval(window.ledger_period);
     ledger_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut reading_ticks = interval(READING_PERIOD);
     reading_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut inventory_ticks = interval(INVENTORY_PERIOD);
     inventory_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let end = sleep(duration.saturating_sub(started.elapsed()));
+    let end = sleep(window.duration.saturating_sub(started.elapsed()));
     tokio::pin!(end);
     let mut interrupted = false;
     loop {
@@ -80,9 +88,9 @@ async fn run(duration: Duration, options: ProbeOptions) -> anyhow::Result<Observ
                     ledgers.refresh();
                     processes.remember_new(ledgers.all_pids());
                 });
-                ledger_ticks.reset_after(LEDGER_PERIOD.max(cost * LOOK_SHARE));
+                ledger_ticks.reset_after(window.ledger_period.max(cost * LOOK_SHARE));
             }
-            _ = reading_ticks.tick() => {
+            _ = reading_ticks.tick(), if !ledgers.is_empty() => {
                 let cost = timed(|| ledgers.read());
                 reading_ticks.reset_after(READING_PERIOD.max(cost * LOOK_SHARE));
             }

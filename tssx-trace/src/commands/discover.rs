@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, exit};
 use crate::inventory::Kind;
@@ -12,12 +13,15 @@ use crate::processes;
 use crate::recording::{FlowRecord, ProcessRecord, Recording, ServiceRecord};
 use crate::watch::{Observation, watch};
 
+/// Ledgers only tell which sockets are accelerated already: no need to hurry.
+const LEDGER_PERIOD: Duration = Duration::from_millis(250);
+
 /// Runs the subcommand.
 ///
 /// # Errors
 /// Where the machine lacks what tracing needs, or the recording cannot be written.
 pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<u8> {
-    let seen = watch(args.window.duration, args.window.probe())?;
+    let seen = watch(args.window.window(LEDGER_PERIOD))?;
     let recording = record(&seen);
     let text = if args.window.json { recording.to_json()? } else { render(&recording, args.all) };
     result(&text)?;

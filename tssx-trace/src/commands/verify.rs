@@ -1,6 +1,7 @@
 //! `verify`: watch, print each selected socket's hit rate and the reason of each miss, judge by `--min-hit-rate`.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -24,12 +25,15 @@ struct Report<'a> {
     sockets: &'a [SocketReport],
 }
 
+/// A process that comes and goes within this time may be missed; its peer's ledger still tells.
+const LEDGER_PERIOD: Duration = Duration::from_millis(100);
+
 /// Runs the subcommand.
 ///
 /// # Errors
 /// Where the machine lacks what tracing needs.
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
-    let seen = watch(args.window.duration, args.window.probe())?;
+    let seen = watch(args.window.window(LEDGER_PERIOD))?;
     let reports = sockets(&seen, &args.sockets);
     let text = if args.window.json { json(&seen, args, &reports)? } else { render(&seen, &reports) };
     result(&text)?;
