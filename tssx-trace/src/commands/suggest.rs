@@ -15,6 +15,10 @@ use crate::recording::{Recording, ServiceRecord};
 /// each end waits for 8 operations (TSSX_UPGRADE_AFTER).
 const MIN_CALLS_PER_CONNECTION: f64 = 16.0;
 
+/// What the library takes of USE_TSSX: with more it stays out of the way altogether.
+const MAX_NAMES: usize = 256;
+const MAX_TEXT: usize = 16 * 1024;
+
 /// Services that pass descriptors or credentials as a rule, which keeps their connections on the kernel socket.
 const PASSES_DESCRIPTORS: [&[u8]; 5] = [b"/run/dbus/", b"/var/run/dbus/", b"/run/systemd/", b"/tmp/.X11-unix/", b"/run/user/"];
 
@@ -68,18 +72,26 @@ fn propose(recording: &Recording, min_calls: f64) -> Proposal {
     let mut patterns = Vec::new();
     let mut taken = BTreeSet::new();
     let mut comments = Vec::new();
+    let mut text = 0;
     for service in &recording.services {
-        let verdict = judge(recording, service, min_calls);
-        let (word, reason) = match &verdict {
-            Ok(_) => ("in ", String::from("it gains")),
-            Err(reason) => ("out", reason.clone()),
-        };
-        comments.push(format!("{word} {}: {reason} ({})", service.display, evidence(recording, service)));
-        if let Ok(pattern) = verdict
+        let mut verdict = judge(recording, service, min_calls);
+        if let Ok(pattern) = &verdict
             && taken.insert(pattern.clone())
         {
-            patterns.push(pattern);
+            if patterns.len() < MAX_NAMES && text + pattern.len() < MAX_TEXT {
+                text += pattern.len() + 1;
+                patterns.push(pattern.clone());
+            } else {
+                verdict = Err(format!(
+                    "no room: the library takes {MAX_NAMES} names and {MAX_TEXT} bytes of USE_TSSX, the busiest come first"
+                ));
+            }
         }
+        let (word, reason) = match &verdict {
+            Ok(_) => ("in ", "it gains"),
+            Err(reason) => ("out", reason.as_str()),
+        };
+        comments.push(format!("{word} {}: {reason} ({})", service.display, evidence(recording, service)));
     }
     Proposal { patterns, comments }
 }
@@ -186,6 +198,15 @@ mod tests {
         }
         let both = proposal(vec![service(b"/run/a b", Kind::Stream, 1, 1000), service(b"\0name", Kind::Stream, 1, 1000)]);
         assert_eq!(both.patterns, ["/run/a\\ b", "@name"]);
+    }
+
+    #[test]
+    fn no_more_is_proposed_than_the_library_takes() {
+        let many = (0..1000).map(|number| service(format!("/run/{number}/{}", "x".repeat(80)).as_bytes(), Kind::Stream, 1, 1000));
+        let proposal = proposal(many.collect());
+        assert!(proposal.patterns.len() <= MAX_NAMES && proposal.patterns.join(" ").len() <= MAX_TEXT);
+        assert!(proposal.patterns.len() > 100);
+        assert!(proposal.comments.iter().any(|comment| comment.contains("no room")));
     }
 
     #[test]
