@@ -18,7 +18,8 @@ const MESSAGE: usize = 16;
 /// not say: no such socket here, netlink forbidden, or not accepted yet (the peer's inode is then 0).
 #[must_use]
 pub fn peer_inode(inode: u64) -> Option<u64> {
-    let fd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, libc::NETLINK_SOCK_DIAG).ok()?;
+    let fd =
+        sys::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, libc::NETLINK_SOCK_DIAG).ok()?;
     let answer = ask(fd, inode);
     sys::close(fd);
     answer

@@ -1,7 +1,9 @@
 //! What two processes share.
 #![cfg_attr(not(test), no_std)]
 
+pub mod clock;
 pub mod diag;
+pub mod doorbell;
 pub mod layout;
 pub mod ledger;
 pub mod lock;
@@ -10,4 +12,6 @@ pub mod rendezvous;
 pub mod ring;
 pub mod segment;
 mod shared_bytes;
+pub mod switchover;
 pub mod sys;
+pub mod upgrade;

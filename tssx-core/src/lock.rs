@@ -28,7 +28,7 @@ pub fn acquire(word: &AtomicU32, pid: u32) -> Guard<'_> {
     let mut tries = 0_u32;
     while let Err(owner) = word.compare_exchange_weak(0, pid, Acquire, Relaxed) {
         tries = tries.wrapping_add(1);
-        if tries % TRIES_BEFORE_YIELD == 0 {
+        if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
             take_over(word, owner, pid);
             sys::yield_now();
         } else {

@@ -150,7 +150,7 @@ fn receive_offer(fd: i32) -> Outcome<i32> {
     let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
     let mut message = message(&mut part, &mut control);
     // SAFETY: all pointers lead to locals that are alive.
-    let received = unsafe { sys::recvmsg(fd, &mut message) };
+    let received = unsafe { sys::recvmsg(fd, &mut message, libc::MSG_CMSG_CLOEXEC) };
     let whole = received == Ok(OFFER.len()) && text == *OFFER;
     let length = message.msg_controllen;
     // SAFETY: the buffer is aligned for `cmsghdr` and initialised, whatever the kernel wrote.

@@ -95,7 +95,8 @@ impl Segment {
         let size = sys::fstat(fd).map_err(|_| Reason::BadSegment)?.size;
         let data = size.checked_sub(DATA_OFFSET as u64).ok_or(Reason::BadSegment)?;
         let capacity = data / 2;
-        let sane = capacity.is_power_of_two() && (CAPACITY_MIN..=CAPACITY_MAX).contains(&capacity) && segment_size(capacity) == size;
+        let sane =
+            capacity.is_power_of_two() && (CAPACITY_MIN..=CAPACITY_MAX).contains(&capacity) && segment_size(capacity) == size;
         if seals & SEALS != SEALS || !sane {
             return Err(Reason::BadSegment);
         }

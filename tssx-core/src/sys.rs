@@ -289,15 +289,15 @@ pub unsafe fn sendmsg(fd: c_int, message: &libc::msghdr) -> Result<usize> {
     call(libc::SYS_sendmsg, [fd_arg(fd), core::ptr::from_ref(message) as usize, flags, 0, 0, 0])
 }
 
-/// recvmsg(2) with MSG_DONTWAIT and MSG_CMSG_CLOEXEC.
+/// recvmsg(2) with MSG_DONTWAIT added to `flags`.
 ///
 /// # Errors
 /// As the man page.
 ///
 /// # Safety
 /// Every pointer in `message` must be writable for its length.
-pub unsafe fn recvmsg(fd: c_int, message: &mut libc::msghdr) -> Result<usize> {
-    let flags = flag_arg(libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC);
+pub unsafe fn recvmsg(fd: c_int, message: &mut libc::msghdr, flags: c_int) -> Result<usize> {
+    let flags = flag_arg(libc::MSG_DONTWAIT | flags);
     call(libc::SYS_recvmsg, [fd_arg(fd), core::ptr::from_mut(message) as usize, flags, 0, 0, 0])
 }
 
@@ -386,3 +386,7 @@ pub fn write_stderr(text: &[u8]) {
     let _ = unsafe { write(2, text.as_ptr(), text.len()) };
 }
 
+/// exit_group(2).
+pub fn exit_group(status: c_int) {
+    let _ = call(libc::SYS_exit_group, [flag_arg(status), 0, 0, 0, 0, 0]);
+}

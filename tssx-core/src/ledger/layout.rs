@@ -186,8 +186,12 @@ pub struct Slot {
     pub reset_reported: AtomicU32,
     /// Most bytes that this end may leave unread in the ring; derived from `SO_SNDBUF`.
     pub tx_limit: AtomicU32,
+    /// 1 once the program has shut the sending direction down.
+    pub tx_shutdown: AtomicU32,
     /// Reserved; zero.
-    pub reserved: [AtomicU64; 4],
+    pub reserved0: AtomicU32,
+    /// Reserved; zero.
+    pub reserved: [AtomicU64; 3],
 }
 
 const _: () = {
@@ -212,5 +216,6 @@ const _: () = {
     assert!(offset_of!(Slot, doorbell_tx_bytes) == 144);
     assert!(offset_of!(Slot, sleeps) == 176);
     assert!(offset_of!(Slot, tx_mode) == 200);
-    assert!(offset_of!(Slot, reserved) == 224);
+    assert!(offset_of!(Slot, tx_shutdown) == 224);
+    assert!(offset_of!(Slot, reserved) == 232);
 };

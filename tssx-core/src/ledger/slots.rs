@@ -10,8 +10,8 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::MEMFD_NAME;
 use super::layout::{
-    LEDGER_MAGIC, LEDGER_SIZE, LEDGER_VERSION, LedgerHeader, MODE_KERNEL, NAME_MAX, PATH_CAPACITY, PATH_FREE, PATH_READY, PATH_WRITING,
-    SLOT_CAPACITY, SLOT_CLAIMED, SLOT_CLOSED, SLOT_FREE, SLOT_PLAIN, SLOT_SELECTED, SLOT_UPGRADED, Slot,
+    LEDGER_MAGIC, LEDGER_SIZE, LEDGER_VERSION, LedgerHeader, MODE_KERNEL, NAME_MAX, PATH_CAPACITY, PATH_FREE, PATH_READY,
+    PATH_WRITING, SLOT_CAPACITY, SLOT_CLAIMED, SLOT_CLOSED, SLOT_FREE, SLOT_PLAIN, SLOT_SELECTED, SLOT_UPGRADED, Slot,
 };
 use super::view::LedgerView;
 use crate::reason::Reason;
@@ -27,7 +27,13 @@ const LINGER_MIN: u32 = 512;
 pub fn create() -> sys::Result<LedgerView> {
     let fd = sys::memfd_create(MEMFD_NAME, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)?;
     let mapped = sys::ftruncate(fd, LEDGER_SIZE)
-        .and_then(|()| sys::fcntl(fd, libc::F_ADD_SEALS, (libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL).cast_unsigned() as usize))
+        .and_then(|()| {
+            sys::fcntl(
+                fd,
+                libc::F_ADD_SEALS,
+                (libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL).cast_unsigned() as usize,
+            )
+        })
         .and_then(|_| sys::map(fd, LEDGER_SIZE));
     sys::close(fd);
     let base = mapped?;
@@ -49,7 +55,8 @@ pub fn path_index(ledger: &LedgerView, name: &[u8]) -> Option<u32> {
     }
     for index in 0..PATH_CAPACITY {
         let entry = ledger.path_entry(index)?;
-        if entry.state.load(Acquire) == PATH_FREE && entry.state.compare_exchange(PATH_FREE, PATH_WRITING, AcqRel, Acquire).is_ok() {
+        if entry.state.load(Acquire) == PATH_FREE && entry.state.compare_exchange(PATH_FREE, PATH_WRITING, AcqRel, Acquire).is_ok()
+        {
             for (word, chunk) in entry.name.iter().zip(name.chunks(8)) {
                 let mut bytes = [0; 8];
                 for (to, from) in bytes.iter_mut().zip(chunk) {
@@ -74,7 +81,7 @@ pub fn path_index(ledger: &LedgerView, name: &[u8]) -> Option<u32> {
 /// Claims a slot for a connection of path `path` that this process (`pid`) selected; counts it for its path.
 /// `None`, and counted, when the ledger is full.
 #[must_use]
-pub fn claim<'a>(ledger: &'a LedgerView, path: u32, role: u32, pid: u32) -> Option<&'a Slot> {
+pub fn claim(ledger: &LedgerView, path: u32, role: u32, pid: u32) -> Option<&Slot> {
     let header = ledger.header();
     let live = header.slots_live.load(Relaxed);
     let span = live.saturating_mul(2).saturating_add(LINGER_MIN).min(u32::try_from(SLOT_CAPACITY).unwrap_or(u32::MAX));
@@ -108,16 +115,38 @@ fn fill(slot: &Slot, path: u32, role: u32, pid: u32) {
         word.store(0, Relaxed);
     }
     let counters = [
-        &slot.kernel_tx_bytes, &slot.kernel_tx_calls, &slot.kernel_rx_bytes, &slot.kernel_rx_calls, &slot.ring_tx_bytes,
-        &slot.ring_tx_calls, &slot.ring_rx_bytes, &slot.ring_rx_calls, &slot.doorbell_tx_bytes, &slot.doorbell_rx_bytes,
-        &slot.doorbell_tx_calls, &slot.doorbell_rx_calls, &slot.sleeps, &slot.spin_hits, &slot.ring_full,
+        &slot.kernel_tx_bytes,
+        &slot.kernel_tx_calls,
+        &slot.kernel_rx_bytes,
+        &slot.kernel_rx_calls,
+        &slot.ring_tx_bytes,
+        &slot.ring_tx_calls,
+        &slot.ring_rx_bytes,
+        &slot.ring_rx_calls,
+        &slot.doorbell_tx_bytes,
+        &slot.doorbell_rx_bytes,
+        &slot.doorbell_tx_calls,
+        &slot.doorbell_rx_calls,
+        &slot.sleeps,
+        &slot.spin_hits,
+        &slot.ring_full,
     ];
     for counter in counters {
         counter.store(0, Relaxed);
     }
     let states = [
-        &slot.tx_lock, &slot.rx_lock, &slot.sndbuf, &slot.nonblocking, &slot.kernel_tx_inflight, &slot.kernel_rx_inflight,
-        &slot.attempts, &slot.rx_waiters, &slot.disagreements, &slot.reset_reported, &slot.tx_limit,
+        &slot.tx_lock,
+        &slot.rx_lock,
+        &slot.sndbuf,
+        &slot.nonblocking,
+        &slot.kernel_tx_inflight,
+        &slot.kernel_rx_inflight,
+        &slot.attempts,
+        &slot.rx_waiters,
+        &slot.disagreements,
+        &slot.reset_reported,
+        &slot.tx_limit,
+        &slot.tx_shutdown,
     ];
     for state in states {
         state.store(0, Relaxed);

@@ -87,8 +87,10 @@ pub struct SlotSnapshot {
 
 #[allow(unsafe_code, reason = "turns a checked mapping into references to atomics")]
 mod access {
-    use super::{LedgerHeader, LedgerView, NonNull, PATH_CAPACITY, PATH_SIZE, PathEntry, SLOT_CAPACITY, SLOT_SIZE, SLOTS_OFFSET, Slot};
     use super::{HEADER_SIZE, LEDGER_SIZE, ViewError};
+    use super::{
+        LedgerHeader, LedgerView, NonNull, PATH_CAPACITY, PATH_SIZE, PathEntry, SLOT_CAPACITY, SLOT_SIZE, SLOTS_OFFSET, Slot,
+    };
 
     impl LedgerView {
         /// Looks at `len` bytes from `base` as a ledger.
@@ -178,7 +180,13 @@ impl LedgerView {
         for (to, from) in reasons.iter_mut().zip(&entry.reasons) {
             *to = from.load(Relaxed);
         }
-        Some(PathSnapshot { name, name_len, selected: entry.selected.load(Relaxed), accelerated: entry.accelerated.load(Relaxed), reasons })
+        Some(PathSnapshot {
+            name,
+            name_len,
+            selected: entry.selected.load(Relaxed),
+            accelerated: entry.accelerated.load(Relaxed),
+            reasons,
+        })
     }
 
     /// Every path that is ready, with its index.

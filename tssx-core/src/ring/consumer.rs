@@ -106,7 +106,12 @@ mod tests {
         let (ours, theirs) = pair();
         let (mut next_in, mut next_out) = (0_u32, 0_u32);
         for step in 1..3000_usize {
-            let message: Vec<u8> = (0..step % 977).map(|_| { next_in = next_in.wrapping_add(1); next_in as u8 }).collect();
+            let message: Vec<u8> = (0..step % 977)
+                .map(|_| {
+                    next_in = next_in.wrapping_add(1);
+                    next_in as u8
+                })
+                .collect();
             let mut producer = Producer::open(&ours).expect("sane");
             // SAFETY: a live vector.
             assert_eq!(unsafe { producer.copy_in(message.as_ptr(), message.len()) }, message.len());
@@ -116,7 +121,10 @@ mod tests {
             // SAFETY: a live vector.
             assert_eq!(unsafe { consumer.copy_out(back.as_mut_ptr(), back.len()) }, back.len());
             consumer.publish();
-            assert!(back.iter().all(|byte| { next_out = next_out.wrapping_add(1); *byte == next_out as u8 }));
+            assert!(back.iter().all(|byte| {
+                next_out = next_out.wrapping_add(1);
+                *byte == next_out as u8
+            }));
         }
     }
 

@@ -1,0 +1,211 @@
+//! Moving a direction from the kernel socket into the ring, and back, without losing a byte's place.
+//!
+//! 1. *Join.* Each end maps the segment, publishes how many bytes it has sent ([`publish_counts`]) and sets `joined`.
+//! 2. *Consent.* The consumer compares ([`try_consent`]): bytes the producer sent = bytes received + bytes queued. The
+//!    producer's number is exact while `tx_sequence` is even and unchanged; ours is exact under the receiving lock while no
+//!    kernel receive is in progress. Unequal means that bytes moved past the library; the connection stays plain.
+//! 3. *Switch.* The producer sees the consent, has no kernel send in progress, and holds the sending lock: from here
+//!    on its bytes go into the ring ([`try_switch`]), and `switch_at` says how many came before. Once a consumer has
+//!    consented it takes kernel bytes only under its lock, without waiting, and only those that are certainly not doorbells
+//!    ([`safe_bytes`]): so a doorbell is never mistaken for data, nor taken while it is needed, whenever the switch happens.
+//! 4. *End.* For something a ring cannot do, the producer ends the ring where it stands ([`end_ring`]) and sends through
+//!    the kernel again; the consumer reads the ring up to there, takes the doorbells that came before, and is back
+//!    ([`try_resume`]). There is no second switch.
+//!
+//! Every step is one-sided: nobody waits for the other end, and either end may die between any two steps.
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::fence;
+
+use crate::layout::{STATE_ENDED, STATE_KERNEL, STATE_RING};
+use crate::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
+use crate::ledger::slots;
+use crate::ledger::view::LedgerView;
+use crate::reason::Reason;
+use crate::segment::Segment;
+use crate::sys;
+
+/// Failed comparisons before an end gives up. One would do: the numbers are exact when they are compared.
+const DISAGREEMENTS_MAX: u32 = 3;
+/// Least bytes a ring lets wait unread, whatever SO_SNDBUF says.
+const LIMIT_MIN: u64 = 4096;
+
+/// A kernel send is about to begin; under the sending lock.
+pub fn kernel_send_begins(slot: &Slot, segment: Option<&Segment>) {
+    slot.kernel_tx_inflight.fetch_add(1, Relaxed);
+    if let Some(segment) = segment {
+        let sequence = &segment.tx().tx_sequence;
+        sequence.store(sequence.load(Relaxed) | 1, Release);
+    }
+}
+
+/// A kernel send has ended, having sent `sent` bytes if it succeeded; under the sending lock.
+pub fn kernel_send_ends(slot: &Slot, segment: Option<&Segment>, sent: Option<u64>) {
+    if let Some(sent) = sent {
+        slot.kernel_tx_bytes.fetch_add(sent, Relaxed);
+        slot.kernel_tx_calls.fetch_add(1, Relaxed);
+    }
+    let before = slot.kernel_tx_inflight.load(Relaxed);
+    slot.kernel_tx_inflight.store(before.saturating_sub(1), Relaxed);
+    if let Some(segment) = segment {
+        publish_counts(slot, segment);
+    }
+}
+
+/// Tells the peer how many bytes this end has sent, if that is certain now; under the sending lock.
+pub fn publish_counts(slot: &Slot, segment: &Segment) {
+    let direction = segment.tx();
+    let sequence = direction.tx_sequence.load(Relaxed) | 1;
+    direction.tx_sequence.store(sequence, Release);
+    if slot.kernel_tx_inflight.load(Relaxed) == 0 {
+        fence(Release);
+        direction.tx_bytes.store(slot.kernel_tx_bytes.load(Relaxed), Release);
+        direction.tx_sequence.store(sequence.wrapping_add(1), Release);
+    }
+}
+
+/// Consumer, under the receiving lock: consents to the switch if both ends count the same bytes.
+///
+/// # Errors
+/// [`Reason::CountsDisagree`] once it is certain that they do not; the caller marks the connection plain.
+pub fn try_consent(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Reason> {
+    let direction = segment.rx();
+    let waiting = slot.rx_mode.load(Relaxed) == MODE_KERNEL
+        && direction.consent.load(Relaxed) == 0
+        && slot.kernel_rx_inflight.load(Relaxed) == 0
+        && segment.peer_side().joined.load(Acquire) == 1
+        && segment.own_side().refused.load(Relaxed) == 0;
+    if !waiting {
+        return Ok(());
+    }
+    let sequence = direction.tx_sequence.load(Acquire);
+    let sent = direction.tx_bytes.load(Acquire);
+    let Ok(queued) = sys::queued_bytes(fd) else {
+        return Ok(());
+    };
+    fence(Acquire);
+    if sequence & 1 == 1 || direction.tx_sequence.load(Relaxed) != sequence {
+        return Ok(()); // a send was in progress: next time
+    }
+    if slot.kernel_rx_bytes.load(Relaxed).wrapping_add(queued) == sent {
+        direction.consent.store(1, Release);
+        return Ok(());
+    }
+    if slot.disagreements.fetch_add(1, Relaxed) + 1 >= DISAGREEMENTS_MAX {
+        segment.own_side().refused.store(1, Release);
+        return Err(Reason::CountsDisagree);
+    }
+    Ok(())
+}
+
+/// Producer, under the sending lock: moves the direction into the ring if the consumer consents and nothing of ours is under
+/// way. Returns whether the direction is in the ring now.
+pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) -> bool {
+    let direction = segment.tx();
+    let ready = direction.consent.load(Acquire) == 1
+        && slot.kernel_tx_inflight.load(Relaxed) == 0
+        && segment.own_side().refused.load(Relaxed) == 0
+        && segment.peer_side().refused.load(Relaxed) == 0;
+    if !ready {
+        return false;
+    }
+    let Ok(buffer) = sys::getsockopt::<i32>(fd, libc::SO_SNDBUF) else {
+        return false;
+    };
+    // From here on the kernel's buffer only carries doorbells; small, so that a few KiB of junk make it unwritable. What
+    // the program sees as SO_SNDBUF stays what it was.
+    if sys::setsockopt(fd, libc::SO_SNDBUF, 1).is_err() {
+        return false;
+    }
+    let buffer = buffer.max(0).cast_unsigned();
+    slot.sndbuf.store(buffer, Relaxed);
+    let limit = u64::from(buffer).clamp(LIMIT_MIN, segment.capacity());
+    slot.tx_limit.store(u32::try_from(limit).unwrap_or(u32::MAX), Relaxed);
+    direction.switch_at.store(slot.kernel_tx_bytes.load(Relaxed), Relaxed);
+    direction.state.store(STATE_RING, Release);
+    slot.tx_mode.store(MODE_RING, Release);
+    slots::mark_upgraded(ledger, slot);
+    true
+}
+
+/// Where the next byte for a consumer that has consented comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// From the kernel; if known, at most this many bytes.
+    Kernel(Option<u64>),
+    /// From the ring: the direction has moved just now or earlier.
+    Ring,
+    /// The peer's numbers cannot be true.
+    Corrupt,
+}
+
+/// Consumer, under the receiving lock, before it takes kernel bytes.
+#[must_use]
+pub fn arrival(slot: &Slot, segment: &Segment) -> Arrival {
+    if segment.rx().state.load(Acquire) == STATE_KERNEL {
+        return Arrival::Kernel(None);
+    }
+    let received = slot.kernel_rx_bytes.load(Relaxed);
+    match segment.rx().switch_at.load(Relaxed).checked_sub(received) {
+        None => Arrival::Corrupt,
+        Some(0) => {
+            slot.rx_mode.store(MODE_RING, Release);
+            Arrival::Ring
+        }
+        Some(left) => Arrival::Kernel(Some(left)),
+    }
+}
+
+/// Consumer, under the receiving lock: how many bytes may be taken from the kernel now so that no doorbell is among them.
+/// `Kernel(None)` from [`arrival`] means that the peer had not switched when it was asked; what was queued *before* it was
+/// asked is therefore the program's: a producer stores `state` before it sends its first doorbell.
+#[must_use]
+pub fn safe_bytes(fd: i32, slot: &Slot, segment: &Segment) -> (Arrival, u64) {
+    let queued = sys::queued_bytes(fd).unwrap_or(0);
+    match arrival(slot, segment) {
+        Arrival::Kernel(None) => (Arrival::Kernel(None), queued),
+        Arrival::Kernel(Some(left)) => (Arrival::Kernel(Some(left)), left),
+        other => (other, 0),
+    }
+}
+
+/// Producer, under the sending lock: ends the ring here. Later bytes go through the kernel socket.
+pub fn end_ring(fd: i32, slot: &Slot, segment: &Segment, reason: Reason) {
+    let direction = segment.tx();
+    direction.end_at.store(direction.tail.load(Relaxed), Relaxed);
+    let carried = slot.kernel_tx_bytes.load(Relaxed).wrapping_add(slot.doorbell_tx_bytes.load(Relaxed));
+    direction.resume_at.store(carried, Relaxed);
+    direction.state.store(STATE_ENDED, Release);
+    slot.tx_mode.store(MODE_FINAL, Release);
+    slot.reason.store(reason as u32, Relaxed);
+    // The kernel doubles what it is given (socket(7)), so half restores what was there.
+    let _ = sys::setsockopt(fd, libc::SO_SNDBUF, (slot.sndbuf.load(Relaxed) / 2).cast_signed());
+}
+
+/// Consumer, under the receiving lock, ring seen empty: goes back to the kernel socket if the producer ended the ring here.
+/// Takes the doorbells that were sent before. Returns whether the direction is back.
+pub fn try_resume(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+    let direction = segment.rx();
+    if direction.state.load(Acquire) != STATE_ENDED || direction.end_at.load(Relaxed) != direction.head.load(Relaxed) {
+        return false;
+    }
+    let mut scratch = [0_u8; 4608];
+    loop {
+        let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
+        let left = direction.resume_at.load(Relaxed).saturating_sub(carried);
+        let want = scratch.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        if want == 0 {
+            break;
+        }
+        match sys::receive(fd, scratch.get_mut(..want).unwrap_or_default(), 0) {
+            Ok(count) if count > 0 => {
+                slot.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
+                slot.doorbell_rx_calls.fetch_add(1, Relaxed);
+            }
+            // The doorbells were sent before the ring ended, so they are there, unless the peer lies or is gone.
+            _ => break,
+        }
+    }
+    slot.rx_mode.store(MODE_FINAL, Release);
+    true
+}

@@ -1,0 +1,219 @@
+//! When and how an end tries to get a segment: the schedule around [`crate::rendezvous`].
+//!
+//! Everything is driven by the program's own operations on the connection; there is no thread and no timer, and no step waits.
+//! Below the threshold nothing happens, so a short connection costs nothing. From then on the connector tries
+//! to make its offer, at once and then ever more rarely; the acceptor opens its mailbox for a window of operations, and
+//! after [`WINDOWS_MAX`] windows in vain it stays plain: the peer has no library. Windows grow with the operations
+//! seen, and the connector's tries thin out by a smaller factor, so that whatever the ratio of the two ends' operation
+//! counts, tries fall into every window.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::diag;
+use crate::ledger::layout::{ROLE_CONNECTOR, Slot};
+use crate::reason::Reason;
+use crate::rendezvous::{self, Outcome};
+use crate::segment::Segment;
+use crate::sys;
+
+/// Windows an acceptor opens before it gives up.
+const WINDOWS_MAX: u32 = 3;
+/// Operations a window lasts at least.
+const WINDOW_MIN: u64 = 32;
+/// Times the kernel may not know the peer before a connector gives up.
+const UNKNOWN_MAX: u32 = 4;
+/// Tries in vain after which a connector that is still trying says why it is plain so far.
+const TRIES_BEFORE_REASON: u32 = 4;
+/// Mailboxes one process keeps open at the same time.
+pub const PENDING_MAX: u32 = 32;
+
+/// Mailboxes open in this process.
+static PENDING: AtomicU32 = AtomicU32::new(0);
+
+/// The part of the schedule that one process keeps for one connection. All zero is the start.
+#[derive(Debug, Default)]
+pub struct Schedule {
+    /// 1 while a thread makes a step; others pass by.
+    busy: AtomicU32,
+    /// Mailbox descriptor plus one; 0 = none.
+    mailbox: AtomicU32,
+    /// Operation count at which the next step is due.
+    next: AtomicU64,
+    /// Operation count at which the open window ends.
+    window_end: AtomicU64,
+}
+
+/// What a step asks of the caller, who owns the descriptor table.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing to do now.
+    Nothing,
+    /// A mailbox was opened at this descriptor.
+    Opened(i32),
+    /// This mailbox is not needed any more: close it if it is still ours.
+    Closed(i32),
+    /// A segment is mapped; this mailbox, if any, is not needed any more.
+    Joined(Segment, Option<i32>),
+    /// The connection stays plain; this mailbox, if any, is not needed any more.
+    GiveUp(Reason, Option<i32>),
+}
+
+impl Schedule {
+    /// Starts over for a new connection.
+    pub fn reset(&self) {
+        self.busy.store(0, Relaxed);
+        self.mailbox.store(0, Relaxed);
+        self.next.store(0, Relaxed);
+        self.window_end.store(0, Release);
+    }
+
+    /// Whether a step might be due: a look without side effects, cheap enough for every operation.
+    #[must_use]
+    pub fn due(&self, slot: &Slot, threshold: u64) -> bool {
+        let operations = operations(slot);
+        operations >= threshold && (operations >= self.next.load(Relaxed) || self.mailbox.load(Relaxed) != 0)
+    }
+
+    /// Makes the step that is due for the socket `fd`. One thread at a time; a second caller gets [`Step::Nothing`].
+    pub fn step(&self, fd: i32, slot: &Slot, threshold: u64) -> Step {
+        if self.busy.swap(1, Acquire) == 1 {
+            return Step::Nothing;
+        }
+        let step = if slot.holders.load(Relaxed) != 1 {
+            // A process that shares the connection would have no mapping of the segment.
+            Step::Nothing
+        } else if slot.role.load(Relaxed) == ROLE_CONNECTOR {
+            self.connector_step(fd, slot, threshold)
+        } else {
+            self.acceptor_step(fd, slot)
+        };
+        self.busy.store(0, Release);
+        step
+    }
+
+    /// Forgets the mailbox, because it was closed or belongs to another process after `fork`. Returns its descriptor.
+    pub fn forget_mailbox(&self) -> Option<i32> {
+        let fd = self.mailbox.swap(0, AcqRel).checked_sub(1)?.cast_signed();
+        PENDING.fetch_sub(1, Relaxed);
+        Some(fd)
+    }
+
+    fn connector_step(&self, fd: i32, slot: &Slot, threshold: u64) -> Step {
+        let operations = operations(slot);
+        if operations < self.next.load(Relaxed) {
+            return Step::Nothing;
+        }
+        let attempts = slot.attempts.fetch_add(1, Relaxed) + 1;
+        self.next.store(operations + 1 + operations.saturating_sub(threshold) / 2, Relaxed);
+        let (Some(own), Some(peer)) = (own_inode(fd, slot), peer_inode(fd, slot)) else {
+            return if attempts >= UNKNOWN_MAX { Step::GiveUp(Reason::PeerUnknown, None) } else { Step::Nothing };
+        };
+        let uid = match rendezvous::stream_user(fd) {
+            Ok(uid) => uid,
+            Err(reason) => return Step::GiveUp(reason, None),
+        };
+        let buffer = sys::getsockopt::<i32>(fd, libc::SO_SNDBUF).unwrap_or(0).max(0);
+        let capacity = u64::from(buffer.cast_unsigned());
+        match rendezvous::offer(peer, uid, || Segment::create(capacity, own, peer)) {
+            Outcome::Done(segment) => Step::Joined(segment, None),
+            Outcome::Refused(reason) => Step::GiveUp(reason, None),
+            Outcome::NotYet => {
+                if attempts >= TRIES_BEFORE_REASON {
+                    slot.reason.store(Reason::PeerNotReady as u32, Relaxed);
+                }
+                Step::Nothing
+            }
+        }
+    }
+
+    fn acceptor_step(&self, fd: i32, slot: &Slot) -> Step {
+        let operations = operations(slot);
+        let Some(mailbox) = self.mailbox.load(Relaxed).checked_sub(1) else {
+            return self.open_window(fd, slot, operations);
+        };
+        let mailbox = mailbox.cast_signed();
+        let (Ok(uid), Some(own)) = (rendezvous::stream_user(fd), own_inode(fd, slot)) else {
+            return Step::GiveUp(Reason::PeerCredentials, self.forget_mailbox());
+        };
+        match rendezvous::take_offer(mailbox, uid) {
+            Outcome::Done(memory) => {
+                let adopted = Segment::adopt(memory, own);
+                sys::close(memory);
+                match adopted {
+                    Ok(segment) => Step::Joined(segment, self.forget_mailbox()),
+                    Err(reason) => Step::GiveUp(reason, self.forget_mailbox()),
+                }
+            }
+            Outcome::Refused(reason) => {
+                // Whoever came was not the peer, or no peer of ours: keep waiting for the right one.
+                slot.reason.store(reason as u32, Relaxed);
+                Step::Nothing
+            }
+            Outcome::NotYet if operations < self.window_end.load(Relaxed) => Step::Nothing,
+            Outcome::NotYet => self.close_window(slot, operations),
+        }
+    }
+
+    fn open_window(&self, fd: i32, slot: &Slot, operations: u64) -> Step {
+        if operations < self.next.load(Relaxed) {
+            return Step::Nothing;
+        }
+        if PENDING.fetch_add(1, Relaxed) >= PENDING_MAX {
+            PENDING.fetch_sub(1, Relaxed);
+            slot.reason.store(Reason::TooManyPending as u32, Relaxed);
+            self.next.store(operations + WINDOW_MIN, Relaxed);
+            return Step::Nothing;
+        }
+        let opened = own_inode(fd, slot).ok_or(Reason::PeerUnknown).and_then(rendezvous::open_mailbox);
+        match opened {
+            Ok(mailbox) => {
+                self.window_end.store(operations + WINDOW_MIN.max(operations * 3), Relaxed);
+                self.mailbox.store(mailbox.cast_unsigned() + 1, Release);
+                Step::Opened(mailbox)
+            }
+            Err(_) => {
+                PENDING.fetch_sub(1, Relaxed);
+                self.close_window(slot, operations)
+            }
+        }
+    }
+
+    /// No offer came (or no mailbox could be made): tries again much later, or not at all.
+    fn close_window(&self, slot: &Slot, operations: u64) -> Step {
+        slot.reason.store(Reason::PeerNotReady as u32, Relaxed);
+        let mailbox = self.forget_mailbox();
+        if slot.attempts.fetch_add(1, Relaxed) + 1 >= WINDOWS_MAX {
+            return Step::GiveUp(Reason::PeerNotReady, mailbox);
+        }
+        self.next.store(operations.saturating_mul(8), Relaxed);
+        mailbox.map_or(Step::Nothing, Step::Closed)
+    }
+}
+
+/// Operations that the connection has seen on the kernel socket.
+fn operations(slot: &Slot) -> u64 {
+    slot.kernel_tx_calls.load(Relaxed) + slot.kernel_rx_calls.load(Relaxed)
+}
+
+fn own_inode(fd: i32, slot: &Slot) -> Option<u64> {
+    match slot.inode.load(Relaxed) {
+        0 => {
+            let inode = sys::fstat(fd).ok()?.inode;
+            slot.inode.store(inode, Relaxed);
+            Some(inode)
+        }
+        inode => Some(inode),
+    }
+}
+
+fn peer_inode(fd: i32, slot: &Slot) -> Option<u64> {
+    match slot.peer_inode.load(Relaxed) {
+        0 => {
+            let peer = diag::peer_inode(own_inode(fd, slot)?)?;
+            slot.peer_inode.store(peer, Relaxed);
+            Some(peer)
+        }
+        peer => Some(peer),
+    }
+}

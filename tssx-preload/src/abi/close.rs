@@ -1,0 +1,79 @@
+//! Closing and duplicating descriptors.
+
+#![allow(unsafe_code, reason = "C entry points")]
+
+use core::ffi::{c_int, c_uint};
+
+use crate::errno;
+use crate::next;
+use crate::process::descriptors;
+
+/// close(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn close(fd: c_int) -> c_int {
+    descriptors::close(fd)
+}
+
+/// close(2) under its internal name.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __close(fd: c_int) -> c_int {
+    descriptors::close(fd)
+}
+
+/// close_range(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    /// CLOSE_RANGE_CLOEXEC of linux/close_range.h: nothing is closed now.
+    const CLOEXEC: c_int = 4;
+    if first <= last && flags & CLOEXEC == 0 {
+        descriptors::close_ours(first, last);
+    }
+    // SAFETY: no pointers.
+    unsafe { next::close_range(first, last, flags) }
+}
+
+/// closefrom(3).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn closefrom(first: c_int) {
+    descriptors::close_ours(first.max(0).cast_unsigned(), u32::MAX);
+    // SAFETY: no pointers.
+    unsafe { next::closefrom(first) };
+}
+
+/// dup(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn dup(fd: c_int) -> c_int {
+    // SAFETY: no pointers.
+    let copy = unsafe { next::dup(fd) };
+    descriptors::duplicated(fd, copy);
+    copy
+}
+
+/// dup2(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn dup2(fd: c_int, target: c_int) -> c_int {
+    // SAFETY: no pointers.
+    errno::int(descriptors::replace(fd, target, || unsafe { next::dup2(fd, target) }))
+}
+
+/// dup2(2) under its internal name.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __dup2(fd: c_int, target: c_int) -> c_int {
+    // SAFETY: no pointers.
+    unsafe { dup2(fd, target) }
+}
+
+/// dup3(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> c_int {
+    // SAFETY: no pointers.
+    errno::int(descriptors::replace(fd, target, || unsafe { next::dup3(fd, target, flags) }))
+}
+
+same_signature! {
+    close: unsafe extern "C" fn(c_int) -> c_int;
+    close_range: unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int;
+    dup: unsafe extern "C" fn(c_int) -> c_int;
+    dup2: unsafe extern "C" fn(c_int, c_int) -> c_int;
+    dup3: unsafe extern "C" fn(c_int, c_int, c_int) -> c_int;
+}

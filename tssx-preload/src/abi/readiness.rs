@@ -1,0 +1,306 @@
+//! poll, select and epoll.
+
+#![allow(unsafe_code, reason = "C entry points")]
+
+use core::ffi::c_int;
+
+use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
+
+use crate::errno::{self, Errno, Result};
+use crate::process::descriptors;
+use crate::readiness::deadline::Deadline;
+use crate::readiness::interest::EpollSet;
+use crate::readiness::select::{DESCRIPTORS_MAX, Set, Sets};
+use crate::readiness::{epoll, poll as polling};
+use crate::{fd_table, init, next};
+
+/// The calls without a signal mask leave the thread's as it is.
+const NO_MASK: *const sigset_t = core::ptr::null();
+
+/// The program's array, if it can be one and a ring is concerned.
+///
+/// # Safety
+/// As poll(2).
+unsafe fn array<'a>(fds: *mut pollfd, count: nfds_t) -> Option<&'a mut [pollfd]> {
+    init::active()?;
+    if fds.is_null() || !fds.is_aligned() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let fds = unsafe { core::slice::from_raw_parts_mut(fds, usize::try_from(count).ok()?) };
+    polling::concerns_us(fds).then_some(fds)
+}
+
+fn poll_with(fds: &mut [pollfd], deadline: Deadline, mask: *const sigset_t) -> Result<c_int> {
+    polling::poll(fds, deadline, |fds, left| {
+        let left = left.map_or(core::ptr::null(), core::ptr::from_ref);
+        // SAFETY: a live array, a live or no time-out, and the program's mask.
+        errno::from_int(unsafe { next::ppoll(fds.as_mut_ptr(), fds.len() as nfds_t, left, mask) })
+    })
+}
+
+/// poll(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
+    // SAFETY: the caller keeps poll(2)'s contract.
+    match unsafe { array(fds, count) } {
+        // SAFETY: as above.
+        None => unsafe { next::poll(fds, count, timeout) },
+        Some(fds) => errno::int(poll_with(fds, Deadline::from_ms(timeout), NO_MASK)),
+    }
+}
+
+/// poll(2) under its internal name.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { poll(fds, count, timeout) }
+}
+
+/// ppoll(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ppoll(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int {
+    // SAFETY: the caller keeps ppoll(2)'s contract.
+    let (set, time) = unsafe { (array(fds, count), Deadline::from_timespec(timeout.as_ref())) };
+    match (set, time) {
+        (Some(fds), Some(deadline)) => errno::int(poll_with(fds, deadline, mask)),
+        // SAFETY: as above; the kernel refuses a bad time.
+        _ => unsafe { next::ppoll(fds, count, timeout, mask) },
+    }
+}
+
+/// poll(2), as glibc's headers call it when they know the array's size in bytes; an overrun is libc's to abort on.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __poll_chk(fds: *mut pollfd, count: nfds_t, timeout: c_int, size: size_t) -> c_int {
+    check_size(count, size);
+    // SAFETY: the caller's.
+    unsafe { poll(fds, count, timeout) }
+}
+
+/// ppoll(2), likewise.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __ppoll_chk(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+    size: size_t,
+) -> c_int {
+    check_size(count, size);
+    // SAFETY: the caller's.
+    unsafe { ppoll(fds, count, timeout, mask) }
+}
+
+/// glibc's `__chk_fail` for an array that is shorter than its count says.
+fn check_size(count: nfds_t, size: size_t) {
+    if size / size_of::<pollfd>() < usize::try_from(count).unwrap_or(usize::MAX) {
+        tssx_core::sys::write_stderr(b"*** buffer overflow detected ***: terminated\n");
+        tssx_core::sys::abort();
+    }
+}
+
+/// The sets of a call, if a ring is concerned.
+///
+/// # Safety
+/// As select(2).
+unsafe fn sets(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set) -> Option<Sets> {
+    init::active()?;
+    let count = usize::try_from(count).ok().filter(|count| *count <= DESCRIPTORS_MAX)?;
+    // SAFETY: the caller's promise.
+    let sets = unsafe { Sets { count, read: Set::new(read), write: Set::new(write), except: Set::new(except) } };
+    sets.concern_us().then_some(sets)
+}
+
+fn select_with(sets: Sets, deadline: Deadline, mask: *const sigset_t) -> Result<c_int> {
+    let mut fds = [pollfd { fd: -1, events: 0, revents: 0 }; DESCRIPTORS_MAX];
+    let used = sets.to_poll(&mut fds);
+    let fds = fds.get_mut(..used).unwrap_or_default();
+    poll_with(fds, deadline, mask)?;
+    sets.take_answer(fds)
+}
+
+/// select(2); like the kernel's, it leaves in `timeout` what is left of it.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn select(
+    count: c_int,
+    read: *mut fd_set,
+    write: *mut fd_set,
+    except: *mut fd_set,
+    timeout: *mut timeval,
+) -> c_int {
+    // SAFETY: the caller keeps select(2)'s contract.
+    let Some(sets) = (unsafe { sets(count, read, write, except) }) else {
+        // SAFETY: as above.
+        return unsafe { next::select(count, read, write, except, timeout) };
+    };
+    // SAFETY: null, or the caller's.
+    let time = unsafe { timeout.as_mut() };
+    let spec = time.as_ref().map(|time| {
+        let us = time.tv_usec;
+        // Linux takes more than a million microseconds and carries them over (fs/select.c, kern_select).
+        timespec { tv_sec: time.tv_sec.saturating_add(us / 1_000_000), tv_nsec: us % 1_000_000 * 1000 }
+    });
+    let Some(deadline) = Deadline::from_timespec(spec.as_ref()) else {
+        return errno::int(Err(Errno(libc::EINVAL)));
+    };
+    let result = select_with(sets, deadline, NO_MASK);
+    if let (Some(time), Some(left)) = (time, deadline.left()) {
+        *time = timeval { tv_sec: left.tv_sec, tv_usec: left.tv_nsec / 1000 };
+    }
+    errno::int(result)
+}
+
+/// select(2) under its internal name.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn __select(
+    count: c_int,
+    read: *mut fd_set,
+    write: *mut fd_set,
+    except: *mut fd_set,
+    timeout: *mut timeval,
+) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { select(count, read, write, except, timeout) }
+}
+
+/// pselect(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pselect(
+    count: c_int,
+    read: *mut fd_set,
+    write: *mut fd_set,
+    except: *mut fd_set,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    // SAFETY: the caller keeps pselect(2)'s contract.
+    let (sets, time) = unsafe { (sets(count, read, write, except), Deadline::from_timespec(timeout.as_ref())) };
+    match (sets, time) {
+        (Some(sets), Some(deadline)) => errno::int(select_with(sets, deadline, mask)),
+        // SAFETY: as above; the kernel refuses a bad time.
+        _ => unsafe { next::pselect(count, read, write, except, timeout, mask) },
+    }
+}
+
+/// epoll_create(2): a fresh number carries nothing of ours.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_create(size: c_int) -> c_int {
+    // SAFETY: no pointers.
+    let fd = unsafe { next::epoll_create(size) };
+    descriptors::clear_stale(fd);
+    fd
+}
+
+/// epoll_create1(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
+    // SAFETY: no pointers.
+    let fd = unsafe { next::epoll_create1(flags) };
+    descriptors::clear_stale(fd);
+    fd
+}
+
+/// epoll_ctl(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
+    // SAFETY: the caller keeps epoll_ctl(2)'s contract.
+    let result = unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) };
+    if result == 0 && fd_table::get(fd).is_some() {
+        // SAFETY: as above.
+        epoll::changed(epoll_fd, operation, fd, unsafe { event.as_ref() }.copied());
+    }
+    result
+}
+
+/// The set and the program's array, if a ring is concerned.
+///
+/// # Safety
+/// As epoll_wait(2).
+unsafe fn wait_on<'a>(
+    epoll_fd: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+) -> Option<(&'static EpollSet, &'a mut [epoll_event])> {
+    let set = fd_table::epoll(epoll_fd)?;
+    let count = usize::try_from(count).ok().filter(|count| *count > 0)?;
+    if events.is_null() || !epoll::concerns_us(set) {
+        return None;
+    }
+    // SAFETY: the caller's promise; `epoll_event` is packed, so any address is aligned.
+    Some((set, unsafe { core::slice::from_raw_parts_mut(events, count) }))
+}
+
+/// The real wait, epoll_pwait, with what is left of the time rounded up to milliseconds.
+fn wait_with(
+    epoll_fd: c_int,
+    set: &'static EpollSet,
+    events: &mut [epoll_event],
+    deadline: Deadline,
+    mask: *const sigset_t,
+) -> c_int {
+    let result = epoll::wait(set, events, deadline, |events, left| {
+        let count = c_int::try_from(events.len()).unwrap_or(c_int::MAX);
+        let ms = left.map_or(-1, |left| {
+            let ms = left.tv_sec.saturating_mul(1000).saturating_add((left.tv_nsec + 999_999) / 1_000_000);
+            c_int::try_from(ms).unwrap_or(c_int::MAX)
+        });
+        // SAFETY: a live array and the program's mask.
+        let found = unsafe { next::epoll_pwait(epoll_fd, events.as_mut_ptr(), count, ms, mask) };
+        errno::from_int(found).map(|found| usize::try_from(found).unwrap_or(0))
+    });
+    errno::int(result.map(|count| c_int::try_from(count).unwrap_or(c_int::MAX)))
+}
+
+/// epoll_wait(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_wait(epoll_fd: c_int, events: *mut epoll_event, count: c_int, timeout: c_int) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { epoll_pwait(epoll_fd, events, count, timeout, NO_MASK) }
+}
+
+/// epoll_pwait(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_pwait(
+    epoll_fd: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    timeout: c_int,
+    mask: *const sigset_t,
+) -> c_int {
+    // SAFETY: the caller keeps epoll_pwait(2)'s contract.
+    match unsafe { wait_on(epoll_fd, events, count) } {
+        // SAFETY: as above.
+        None => unsafe { next::epoll_pwait(epoll_fd, events, count, timeout, mask) },
+        Some((set, events)) => wait_with(epoll_fd, set, events, Deadline::from_ms(timeout), mask),
+    }
+}
+
+/// epoll_pwait2(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn epoll_pwait2(
+    epoll_fd: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    // SAFETY: the caller keeps epoll_pwait2(2)'s contract.
+    let (found, time) = unsafe { (wait_on(epoll_fd, events, count), Deadline::from_timespec(timeout.as_ref())) };
+    match (found, time) {
+        (Some((set, events)), Some(deadline)) => wait_with(epoll_fd, set, events, deadline, mask),
+        // SAFETY: as above; the kernel refuses a bad time.
+        _ => unsafe { next::epoll_pwait2(epoll_fd, events, count, timeout, mask) },
+    }
+}
+
+same_signature! {
+    poll: unsafe extern "C" fn(*mut pollfd, nfds_t, c_int) -> c_int;
+    ppoll: unsafe extern "C" fn(*mut pollfd, nfds_t, *const timespec, *const sigset_t) -> c_int;
+    select: unsafe extern "C" fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *mut timeval) -> c_int;
+    pselect: unsafe extern "C" fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *const timespec, *const sigset_t) -> c_int;
+    epoll_create: unsafe extern "C" fn(c_int) -> c_int;
+    epoll_create1: unsafe extern "C" fn(c_int) -> c_int;
+    epoll_ctl: unsafe extern "C" fn(c_int, c_int, c_int, *mut epoll_event) -> c_int;
+    epoll_wait: unsafe extern "C" fn(c_int, *mut epoll_event, c_int, c_int) -> c_int;
+    epoll_pwait: unsafe extern "C" fn(c_int, *mut epoll_event, c_int, c_int, *const sigset_t) -> c_int;
+}

@@ -1,0 +1,298 @@
+//! An endpoint: this process's half of one end of a selected connection, shared by all descriptors that are duplicates.
+//!
+//! What outlives the process or is shared with forked ones is in the ledger slot; what the peer shares is in the segment. The
+//! endpoint ties both to descriptors.
+//!
+//! **Reclamation.** Endpoints come from a pool that is never unmapped, so a lookup that races with `close` reads a valid
+//! object, perhaps of another connection by now. Every operation therefore (1) looks up the descriptor, (2) takes the
+//! direction's lock in the slot the endpoint names, (3) looks up the descriptor again: if it still leads to the same
+//! endpoint, then it cannot change hands while the lock is held, because [`Endpoint::detach`] clears the table before
+//! it takes both locks. A caller that lets go of the lock to spin or to sleep pins the endpoint first; the last pin to
+//! go unmaps the segment and gives slot and endpoint back. So nothing is freed under anybody, and a descriptor number that
+//! comes back as another connection never receives our bytes.
+
+#![allow(unsafe_code, reason = "puts segment handles together and ends their mappings")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+
+use tssx_core::ledger::layout::{ROLE_ACCEPTOR, Slot};
+use tssx_core::ledger::slots;
+use tssx_core::lock::{self, Guard};
+use tssx_core::segment::{Segment, Side};
+use tssx_core::upgrade::Schedule;
+use tssx_core::{doorbell, ring::producer::Producer};
+
+use crate::memory::{Pool, Pooled, ZeroInit};
+use crate::readiness::interest::Watchers;
+use crate::socket::wait::SpinBudget;
+use crate::{fd_table, init, process};
+
+/// See the module's text. Zero is the state of a free endpoint.
+#[repr(C, align(128))]
+pub(crate) struct Endpoint {
+    /// The slot, null while free.
+    slot: AtomicPtr<Slot>,
+    /// The segment's address, null until there is one.
+    segment: AtomicPtr<u8>,
+    /// Bytes of each of the segment's rings.
+    capacity: AtomicU64,
+    /// Descriptors of this process that lead here.
+    descriptors: AtomicU32,
+    /// One for the descriptors together, one for each caller that spins or sleeps.
+    pins: AtomicU32,
+    /// 1 once the process has given up its share because it ends.
+    left: AtomicU32,
+    /// When the kernel last said that the peer lives, in ticks.
+    pub(crate) last_alive: AtomicU64,
+    /// How long waiting for the ring pays.
+    pub(crate) spin: SpinBudget,
+    /// The upgrade's schedule.
+    pub(crate) schedule: Schedule,
+    /// Epoll sets that watch this connection.
+    pub(crate) watchers: Watchers,
+    link: AtomicPtr<Endpoint>,
+}
+
+// SAFETY: atomics only; zero is the free state.
+unsafe impl ZeroInit for Endpoint {}
+
+impl Pooled for Endpoint {
+    fn link(&self) -> &AtomicPtr<Self> {
+        &self.link
+    }
+}
+
+static POOL: Pool<Endpoint> = Pool::new();
+
+/// One direction of an endpoint, locked: whatever it shows stays true until it is dropped.
+pub(crate) struct Locked {
+    pub(crate) endpoint: &'static Endpoint,
+    pub(crate) slot: &'static Slot,
+    pub(crate) segment: Option<Segment>,
+    _guard: Guard<'static>,
+}
+
+/// Which of the two locks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Sending.
+    Tx,
+    /// Receiving.
+    Rx,
+}
+
+/// Locks a direction of the stream at `fd`; `None` if `fd` is no selected stream (any more).
+#[inline]
+pub(crate) fn lock_stream(fd: c_int, way: Way) -> Option<Locked> {
+    loop {
+        let endpoint = fd_table::stream(fd)?;
+        let Some(slot) = endpoint.slot() else {
+            continue; // being closed by another thread: its entry is cleared by now
+        };
+        let word = if way == Way::Tx { &slot.tx_lock } else { &slot.rx_lock };
+        let guard = lock::acquire(word, process::pid());
+        let same = fd_table::stream(fd).is_some_and(|again| core::ptr::eq(again, endpoint));
+        if same && endpoint.slot.load(Relaxed).cast_const() == core::ptr::from_ref(slot) {
+            return Some(Locked { endpoint, slot, segment: endpoint.segment(slot), _guard: guard });
+        }
+    }
+}
+
+/// Keeps an endpoint, its slot and its segment while no lock is held.
+pub(crate) struct Pin {
+    endpoint: &'static Endpoint,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.endpoint.unpin();
+    }
+}
+
+impl Locked {
+    /// Pins the endpoint, for use after the lock is released.
+    pub(crate) fn pin(&self) -> Pin {
+        self.endpoint.pins.fetch_add(1, Relaxed);
+        Pin { endpoint: self.endpoint }
+    }
+}
+
+impl Endpoint {
+    /// Makes an endpoint for the connected stream `fd` whose name is the ledger's path `path`. `None`, and the connection stays
+    /// unselected, if there is no memory or the ledger is full (which it counts).
+    pub(crate) fn select(fd: c_int, path: u32, role: u32) -> Option<&'static Self> {
+        let ledger = init::ledger()?;
+        let slot = slots::claim(ledger, path, role, process::pid())?;
+        let Some(endpoint) = POOL.take() else {
+            slots::release(ledger, slot);
+            return None;
+        };
+        if let Ok(cookie) = tssx_core::sys::getsockopt::<u64>(fd, libc::SO_COOKIE) {
+            slot.cookie.store(cookie, Relaxed);
+        }
+        endpoint.segment.store(core::ptr::null_mut(), Relaxed);
+        endpoint.descriptors.store(0, Relaxed);
+        endpoint.pins.store(1, Relaxed);
+        endpoint.left.store(0, Relaxed);
+        endpoint.last_alive.store(0, Relaxed);
+        endpoint.spin.reset();
+        endpoint.schedule.reset();
+        endpoint.watchers.reset();
+        endpoint.slot.store(core::ptr::from_ref(slot).cast_mut(), Release);
+        if endpoint.attach(fd).is_err() {
+            endpoint.unpin();
+            return None;
+        }
+        Some(endpoint)
+    }
+
+    /// The slot, unless the endpoint is free.
+    #[inline]
+    pub(crate) fn slot(&self) -> Option<&'static Slot> {
+        // SAFETY: slots lie in the ledger, which is never unmapped.
+        unsafe { self.slot.load(Acquire).cast_const().as_ref() }
+    }
+
+    /// The segment, if there is one. Valid while a lock of the endpoint or a pin is held.
+    #[inline]
+    pub(crate) fn segment(&self, slot: &Slot) -> Option<Segment> {
+        let base = self.segment.load(Acquire);
+        let side = if slot.role.load(Relaxed) == ROLE_ACCEPTOR { Side::Acceptor } else { Side::Connector };
+        // SAFETY: `join` stored both from a live mapping, which lasts until the last pin is gone.
+        unsafe { Segment::from_parts(base, self.capacity.load(Relaxed), side) }
+    }
+
+    /// Remembers the segment. Both locks are held by the caller.
+    pub(crate) fn join(&self, segment: Segment) {
+        let (base, capacity) = segment.into_parts();
+        self.capacity.store(capacity, Relaxed);
+        self.segment.store(base, Release);
+    }
+
+    /// One more descriptor leads here.
+    pub(crate) fn attach(&'static self, fd: c_int) -> Result<(), ()> {
+        self.descriptors.fetch_add(1, Relaxed);
+        match fd_table::set(fd, Some(fd_table::Entry::Stream(self))) {
+            Ok(previous) => {
+                process::descriptors::retire(fd, previous, process::descriptors::Cause::Stale);
+                Ok(())
+            }
+            Err(()) => {
+                self.descriptors.fetch_sub(1, Relaxed);
+                Err(())
+            }
+        }
+    }
+
+    /// One descriptor fewer; its table entry is cleared already. For the last one, waits until nobody is inside an operation.
+    /// Returns true for the last one: the caller then calls [`Self::let_go`] after the kernel's close.
+    ///
+    /// `fd` is the descriptor while it still refers to the socket.
+    pub(crate) fn detach(&'static self, fd: Option<c_int>) -> bool {
+        if self.descriptors.fetch_sub(1, AcqRel) != 1 {
+            return false;
+        }
+        if let Some(slot) = self.slot() {
+            let _rx = lock::acquire(&slot.rx_lock, process::pid());
+            let _tx = lock::acquire(&slot.tx_lock, process::pid());
+            if let Some(fd) = fd.filter(|_| slot.holders.load(Relaxed) == 1) {
+                self.prepare_close(fd, slot);
+            }
+        }
+        true
+    }
+
+    /// Unread doorbells would make the kernel tell the peer ECONNRESET, as for unread data; unread data in the ring must do so.
+    fn prepare_close(&self, fd: c_int, slot: &Slot) {
+        let Some(segment) = self.segment(slot) else { return };
+        let in_ring = slot.rx_mode.load(Relaxed) == tssx_core::ledger::layout::MODE_RING;
+        if in_ring && doorbell::outstanding(slot, &segment) {
+            let _ = doorbell::drain(fd, slot, &segment);
+        }
+    }
+
+    /// After the last descriptor was closed: tells the peer, and gives everything back once nobody is asleep on it.
+    pub(crate) fn let_go(&'static self) {
+        if let Some(slot) = self.slot()
+            && let Some(segment) = self.segment(slot).filter(|_| slot.holders.load(Relaxed) == 1)
+        {
+            doorbell::say_gone(&segment, true);
+        }
+        self.watchers.forget(self);
+        self.unpin();
+    }
+
+    fn unpin(&'static self) {
+        if self.pins.fetch_sub(1, AcqRel) != 1 {
+            return;
+        }
+        if let Some(slot) = self.slot() {
+            let segment = self.segment(slot);
+            self.slot.store(core::ptr::null_mut(), Release);
+            self.segment.store(core::ptr::null_mut(), Release);
+            let share = self.left.load(Relaxed) == 0;
+            if let Some(segment) = segment {
+                segment.own_side().holders.fetch_sub(u32::from(share), Relaxed);
+                // SAFETY: no descriptor leads here, both locks were free after that, and the last pin is ours.
+                unsafe { segment.unmap() };
+            }
+            if let Some(ledger) = init::ledger().filter(|_| share) {
+                slots::release(ledger, slot);
+            }
+        }
+        POOL.give(self);
+    }
+
+    /// The process ends: gives up its share in ledger and segment, but goes on working for destructors that still write.
+    pub(crate) fn leave(&'static self) {
+        if self.left.swap(1, AcqRel) == 1 {
+            return;
+        }
+        let (Some(slot), Some(ledger)) = (self.slot(), init::ledger()) else { return };
+        if let Some(segment) = self.segment(slot) {
+            segment.own_side().holders.fetch_sub(1, Relaxed);
+        }
+        slots::release(ledger, slot);
+    }
+
+    /// Whether `fd` is the lowest descriptor that leads here, of those that are visited in ascending order.
+    pub(crate) fn is_first_visit(&self, fd: c_int) -> bool {
+        self.descriptors.load(Relaxed) == 1
+            || (0..fd).all(|lower| fd_table::stream(lower).is_none_or(|other| !core::ptr::eq(other, self)))
+    }
+
+    /// In a forked child: the pins of threads that do not exist here are gone.
+    pub(crate) fn after_fork_in_child(&self) {
+        self.pins.store(1, Relaxed);
+        self.schedule.forget_mailbox();
+    }
+
+    /// Counts `delta` more holders of this end: before a fork, or after one that failed.
+    pub(crate) fn change_holders(&self, more: bool) {
+        let Some(slot) = self.slot() else { return };
+        let side = self.segment(slot);
+        if more {
+            slot.holders.fetch_add(1, AcqRel);
+            side.inspect(|segment| {
+                segment.own_side().holders.fetch_add(1, Relaxed);
+            });
+        } else {
+            slot.holders.fetch_sub(1, AcqRel);
+            side.inspect(|segment| {
+                segment.own_side().holders.fetch_sub(1, Relaxed);
+            });
+        }
+    }
+}
+
+/// Bytes of ours that the peer has not read, 0 if the ring's positions are impossible.
+pub(crate) fn unread_by_peer(segment: &Segment) -> u64 {
+    Producer::open(segment).map_or(0, |producer| producer.unread())
+}
+
+/// In a forked child.
+pub(crate) fn pool_after_fork_in_child() {
+    POOL.after_fork_in_child();
+}

@@ -1,0 +1,159 @@
+//! What each descriptor of the process is to us: an fd-indexed, lock-free table of two levels.
+//!
+//! The lookup that every interposed call makes is two loads and a branch: the chunk, then the entry. An entry is a tagged
+//! word; 0 is "none of ours". Entries lead to objects that are never unmapped ([`crate::memory`]), so a racing lookup may find
+//! a stale object but never a dangling one; users look again under the object's lock ([`crate::endpoint`]).
+
+#![allow(unsafe_code, reason = "follows entries to never-unmapped objects")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicUsize};
+
+use crate::endpoint::Endpoint;
+use crate::memory::{self, ZeroInit};
+use crate::readiness::interest::EpollSet;
+
+/// Entries of one chunk, and bits of a descriptor that index it.
+const CHUNK_BITS: u32 = 12;
+const CHUNK: usize = 1 << CHUNK_BITS;
+/// Chunks: descriptors up to 2^26; Linux allows no more by default than 2^20 (fs.nr_open).
+const CHUNKS: usize = 1 << 14;
+
+/// The low bits of an entry say what it is.
+const TAG_MASK: usize = 0b111;
+const TAG_STREAM: usize = 0;
+const TAG_EPOLL: usize = 1;
+const TAG_LISTENER: usize = 2;
+const TAG_MAILBOX: usize = 3;
+
+#[repr(transparent)]
+struct Chunk([AtomicUsize; CHUNK]);
+
+// SAFETY: integers; zero is "none of ours".
+unsafe impl ZeroInit for Chunk {}
+
+static TABLE: [AtomicPtr<Chunk>; CHUNKS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; CHUNKS];
+
+/// What a descriptor is to us.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry {
+    /// A selected stream.
+    Stream(&'static Endpoint),
+    /// An epoll instance that watches selected streams.
+    Epoll(&'static EpollSet),
+    /// A listening socket whose name was looked up: the ledger's path index if it is selected.
+    Listener(Option<u32>),
+    /// A mailbox of ours, for this endpoint. Not the program's.
+    Mailbox(&'static Endpoint),
+}
+
+impl Entry {
+    fn encode(self) -> usize {
+        match self {
+            Self::Stream(endpoint) => core::ptr::from_ref(endpoint).expose_provenance() | TAG_STREAM,
+            Self::Epoll(set) => core::ptr::from_ref(set).expose_provenance() | TAG_EPOLL,
+            Self::Listener(path) => path.map_or(0, |index| (index as usize) + 1) << 3 | TAG_LISTENER,
+            Self::Mailbox(endpoint) => core::ptr::from_ref(endpoint).expose_provenance() | TAG_MAILBOX,
+        }
+    }
+
+    fn decode(word: usize) -> Option<Self> {
+        if word == 0 {
+            return None;
+        }
+        let address = word & !TAG_MASK;
+        // SAFETY: `encode` made the word from a reference to an object that is never unmapped.
+        unsafe {
+            match word & TAG_MASK {
+                TAG_STREAM => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Stream),
+                TAG_EPOLL => core::ptr::with_exposed_provenance::<EpollSet>(address).as_ref().map(Self::Epoll),
+                TAG_MAILBOX => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Mailbox),
+                _ => Some(Self::Listener(u32::try_from(address >> 3).ok().and_then(|index| index.checked_sub(1)))),
+            }
+        }
+    }
+}
+
+#[inline]
+fn word(fd: c_int) -> usize {
+    let index = fd.cast_unsigned() as usize;
+    let Some(chunk) = TABLE.get(index >> CHUNK_BITS) else {
+        return 0;
+    };
+    // SAFETY: a chunk, once there, is never unmapped.
+    match unsafe { chunk.load(Acquire).as_ref() } {
+        Some(chunk) => chunk.0.get(index & (CHUNK - 1)).map_or(0, |entry| entry.load(Acquire)),
+        None => 0,
+    }
+}
+
+/// The entry of a descriptor.
+pub(crate) fn get(fd: c_int) -> Option<Entry> {
+    Entry::decode(word(fd))
+}
+
+/// The selected stream at a descriptor: the lookup of every data call.
+#[inline]
+pub(crate) fn stream(fd: c_int) -> Option<&'static Endpoint> {
+    let word = word(fd);
+    if word == 0 || word & TAG_MASK != TAG_STREAM {
+        return None;
+    }
+    // SAFETY: as in `decode`.
+    unsafe { core::ptr::with_exposed_provenance::<Endpoint>(word).as_ref() }
+}
+
+/// The epoll set at a descriptor.
+#[inline]
+pub(crate) fn epoll(fd: c_int) -> Option<&'static EpollSet> {
+    match get(fd) {
+        Some(Entry::Epoll(set)) => Some(set),
+        _ => None,
+    }
+}
+
+/// Makes (`Some`) or clears (`None`) an entry; returns the one that was there. `Err` when there is no memory for a chunk or
+/// the number is beyond the table: the descriptor is then none of ours.
+pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> {
+    let index = fd.cast_unsigned() as usize;
+    let cell = TABLE.get(index >> CHUNK_BITS).ok_or(())?;
+    let mut chunk = cell.load(Acquire);
+    if chunk.is_null() {
+        if entry.is_none() {
+            return Ok(None);
+        }
+        let fresh = core::ptr::from_ref(memory::allocate::<Chunk>().ok_or(())?).cast_mut();
+        chunk = match cell.compare_exchange(core::ptr::null_mut(), fresh, AcqRel, Acquire) {
+            Ok(_) => fresh,
+            Err(theirs) => theirs, // another thread was faster; 32 KiB of untouched address space are lost
+        };
+    }
+    // SAFETY: a chunk, once there, is never unmapped.
+    let chunk = unsafe { chunk.as_ref().ok_or(())? };
+    let cell = chunk.0.get(index & (CHUNK - 1)).ok_or(())?;
+    Ok(Entry::decode(cell.swap(entry.map_or(0, Entry::encode), AcqRel)))
+}
+
+/// Calls `visit` for every descriptor from `first` to `last` that has an entry. Chunks that were never used cost one load.
+pub(crate) fn for_each(first: u32, last: u32, mut visit: impl FnMut(c_int, Entry)) {
+    for (number, cell) in TABLE.iter().enumerate() {
+        let base = number << CHUNK_BITS;
+        // SAFETY: a chunk, once there, is never unmapped.
+        let Some(chunk) = (unsafe { cell.load(Acquire).as_ref() }) else {
+            continue;
+        };
+        if base > last as usize || base + CHUNK <= first as usize {
+            continue;
+        }
+        for (offset, entry) in chunk.0.iter().enumerate() {
+            let fd = base + offset;
+            if fd >= first as usize
+                && fd <= last as usize
+                && let (Some(entry), Ok(fd)) = (Entry::decode(entry.load(Relaxed)), c_int::try_from(fd))
+            {
+                visit(fd, entry);
+            }
+        }
+    }
+}

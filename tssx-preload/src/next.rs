@@ -1,0 +1,149 @@
+//! The functions that come after ours: libc's, or another preload library's.
+//!
+//! Each is looked up by `dlsym(RTLD_NEXT)` at its first use and kept, so the library works before its constructor
+//! has run and needs no order among constructors. Only this module names libc's functions.
+
+#![allow(unsafe_code, reason = "turns addresses from dlsym into functions of the declared type")]
+#![allow(non_snake_case, reason = "libc's names")]
+#![allow(clippy::type_complexity, clippy::too_many_arguments, reason = "a signature is as long as libc made it")]
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use core::marker::PhantomData;
+use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use libc::{
+    epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t, pollfd, sigset_t, size_t, sockaddr, socklen_t, ssize_t,
+    timespec, timeval,
+};
+
+/// The next definition of one symbol, of function type `F`.
+pub(crate) struct Next<F> {
+    name: &'static CStr,
+    address: AtomicPtr<c_void>,
+    kind: PhantomData<F>,
+}
+
+// SAFETY: holds a name and an atomic address; `F` is a function pointer type and never stored.
+unsafe impl<F> Sync for Next<F> {}
+
+impl<F: Copy> Next<F> {
+    const fn new(name: &'static CStr) -> Self {
+        Self { name, address: AtomicPtr::new(core::ptr::null_mut()), kind: PhantomData }
+    }
+
+    /// The function, or `None` if no later object defines the symbol (an older libc).
+    #[inline]
+    pub(crate) fn find(&self) -> Option<F> {
+        let mut address = self.address.load(Acquire);
+        if address.is_null() {
+            address = self.resolve();
+        }
+        if address.is_null() {
+            return None;
+        }
+        // SAFETY: every `Next` below is declared with the C signature of its symbol, and function pointers are pointer-sized.
+        Some(unsafe { core::mem::transmute_copy::<*mut c_void, F>(&address) })
+    }
+
+    #[cold]
+    fn resolve(&self) -> *mut c_void {
+        // SAFETY: a valid C string; RTLD_NEXT searches after the object that contains the caller, which is this library.
+        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        self.address.store(address, Release);
+        address
+    }
+}
+
+/// Declares the statics and, for each, a function of the same shape that calls it, answering ENOSYS where it is missing.
+macro_rules! next {
+    ($($(#[$meta:meta])* $name:ident = $static:ident($($arg:ident: $kind:ty),*) -> $ret:ty, $missing:expr;)*) => {
+        $(
+            static $static: Next<unsafe extern "C" fn($($kind),*) -> $ret> =
+                Next::new(match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) { Ok(name) => name, Err(_) => c"" });
+            $(#[$meta])*
+            /// The next definition of the libc function of this name.
+            ///
+            /// # Safety
+            /// As the libc function.
+            #[inline]
+            pub(crate) unsafe fn $name($($arg: $kind),*) -> $ret {
+                match $static.find() {
+                    // SAFETY: the caller keeps the libc function's contract.
+                    Some(function) => unsafe { function($($arg),*) },
+                    None => {
+                        crate::errno::set(crate::errno::Errno(libc::ENOSYS));
+                        $missing
+                    }
+                }
+            }
+        )*
+    };
+}
+
+next! {
+    read = READ(fd: c_int, buffer: *mut c_void, count: size_t) -> ssize_t, -1;
+    write = WRITE(fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t, -1;
+    readv = READV(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t, -1;
+    writev = WRITEV(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t, -1;
+    preadv2 = PREADV2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t, -1;
+    pwritev2 = PWRITEV2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t, -1;
+    recv = RECV(fd: c_int, buffer: *mut c_void, count: size_t, flags: c_int) -> ssize_t, -1;
+    send = SEND(fd: c_int, buffer: *const c_void, count: size_t, flags: c_int) -> ssize_t, -1;
+    recvfrom = RECVFROM(fd: c_int, buffer: *mut c_void, count: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t, -1;
+    sendto = SENDTO(fd: c_int, buffer: *const c_void, count: size_t, flags: c_int, address: *const sockaddr, length: socklen_t) -> ssize_t, -1;
+    recvmsg = RECVMSG(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t, -1;
+    sendmsg = SENDMSG(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t, -1;
+    recvmmsg = RECVMMSG(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int, -1;
+    sendmmsg = SENDMMSG(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int, -1;
+    __read_chk = READ_CHK(fd: c_int, buffer: *mut c_void, count: size_t, size: size_t) -> ssize_t, -1;
+    __recv_chk = RECV_CHK(fd: c_int, buffer: *mut c_void, count: size_t, size: size_t, flags: c_int) -> ssize_t, -1;
+    __recvfrom_chk = RECVFROM_CHK(fd: c_int, buffer: *mut c_void, count: size_t, size: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t, -1;
+    sendfile = SENDFILE(out_fd: c_int, in_fd: c_int, offset: *mut off_t, count: size_t) -> ssize_t, -1;
+    splice = SPLICE(in_fd: c_int, in_offset: *mut off_t, out_fd: c_int, out_offset: *mut off_t, count: size_t, flags: c_uint) -> ssize_t, -1;
+
+    socket = SOCKET(domain: c_int, kind: c_int, protocol: c_int) -> c_int, -1;
+    socketpair = SOCKETPAIR(domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int) -> c_int, -1;
+    connect = CONNECT(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int, -1;
+    accept = ACCEPT(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int, -1;
+    accept4 = ACCEPT4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int, -1;
+    shutdown = SHUTDOWN(fd: c_int, how: c_int) -> c_int, -1;
+    getsockopt = GETSOCKOPT(fd: c_int, level: c_int, option: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int, -1;
+    setsockopt = SETSOCKOPT(fd: c_int, level: c_int, option: c_int, value: *const c_void, length: socklen_t) -> c_int, -1;
+
+    poll = POLL(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int, -1;
+    ppoll = PPOLL(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int, -1;
+    select = SELECT(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int, -1;
+    pselect = PSELECT(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *const timespec, mask: *const sigset_t) -> c_int, -1;
+    epoll_create = EPOLL_CREATE(size: c_int) -> c_int, -1;
+    epoll_create1 = EPOLL_CREATE1(flags: c_int) -> c_int, -1;
+    epoll_ctl = EPOLL_CTL(epoll: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int, -1;
+    epoll_pwait = EPOLL_PWAIT(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: c_int, mask: *const sigset_t) -> c_int, -1;
+    epoll_pwait2 = EPOLL_PWAIT2(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int, -1;
+
+    close = CLOSE(fd: c_int) -> c_int, -1;
+    close_range = CLOSE_RANGE(first: c_uint, last: c_uint, flags: c_int) -> c_int, -1;
+    closefrom = CLOSEFROM(first: c_int) -> (), ();
+    dup = DUP(fd: c_int) -> c_int, -1;
+    dup2 = DUP2(fd: c_int, target: c_int) -> c_int, -1;
+    dup3 = DUP3(fd: c_int, target: c_int, flags: c_int) -> c_int, -1;
+    fcntl = FCNTL(fd: c_int, command: c_int, argument: c_ulong) -> c_int, -1;
+    ioctl = IOCTL(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int, -1;
+    syscall = SYSCALL(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long, -1;
+
+    fork = FORK() -> pid_t, -1;
+    _Fork = RAW_FORK() -> pid_t, -1;
+    daemon = DAEMON(nochdir: c_int, noclose: c_int) -> c_int, -1;
+    fopencookie = FOPENCOOKIE(cookie: *mut c_void, mode: *const c_char, functions: crate::abi::stdio::CookieFunctions) -> *mut libc::FILE, core::ptr::null_mut();
+    fdopen = FDOPEN(fd: c_int, mode: *const c_char) -> *mut libc::FILE, core::ptr::null_mut();
+}
+
+static PRINTING: [Next<unsafe extern "C" fn()>; 4] =
+    [Next::new(c"dprintf"), Next::new(c"vdprintf"), Next::new(c"__dprintf_chk"), Next::new(c"__vdprintf_chk")];
+
+/// The next definition of a printing function of `abi/stdio.rs`, in its order. Never null: a program that calls one has a libc that
+/// defines it.
+pub(crate) fn print_function(which: usize) -> *mut c_void {
+    let found = PRINTING.get(which).and_then(Next::find);
+    found.map_or_else(|| tssx_core::sys::abort(), |function| function as *mut c_void)
+}

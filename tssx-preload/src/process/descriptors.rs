@@ -1,0 +1,139 @@
+//! Descriptors that are closed, duplicated and replaced.
+
+#![allow(unsafe_code, reason = "calls libc's close and dup family")]
+
+use core::ffi::c_int;
+
+use tssx_core::sys;
+
+use crate::endpoint::Endpoint;
+use crate::errno::{self, Result};
+use crate::fd_table::{self, Entry};
+use crate::next;
+
+/// Why an entry goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The program closes the descriptor: it still refers to the socket.
+    Closing,
+    /// The number turned up as something else: it was closed behind our back.
+    Stale,
+}
+
+/// What is left to do once the kernel has closed the descriptor.
+#[must_use]
+pub(crate) struct Closing {
+    last_of: Option<&'static Endpoint>,
+}
+
+impl Closing {
+    /// After the kernel's close.
+    pub(crate) fn finish(self) {
+        if let Some(endpoint) = self.last_of {
+            endpoint.let_go();
+        }
+    }
+}
+
+/// Before the kernel closes `fd`: clears its entry, and waits until nobody is inside an operation through it.
+pub(crate) fn closing(fd: c_int) -> Closing {
+    let entry = fd_table::set(fd, None).ok().flatten();
+    part_with(fd, entry, Cause::Closing)
+}
+
+fn part_with(fd: c_int, entry: Option<Entry>, cause: Cause) -> Closing {
+    let mut last_of = None;
+    match entry {
+        Some(Entry::Stream(endpoint)) => {
+            let own = (cause == Cause::Closing).then_some(fd);
+            last_of = endpoint.detach(own).then_some(endpoint);
+            if last_of.is_some()
+                && let Some(mailbox) = endpoint.schedule.forget_mailbox()
+            {
+                crate::socket::establish::close_mailbox(mailbox, endpoint);
+            }
+        }
+        Some(Entry::Epoll(set)) => set.detach(),
+        Some(Entry::Mailbox(endpoint)) => {
+            // The program closes every number it finds. Ours to lose: the connection tries again later.
+            endpoint.schedule.forget_mailbox();
+        }
+        Some(Entry::Listener(_)) | None => {}
+    }
+    Closing { last_of }
+}
+
+/// Forgets an entry that was replaced.
+pub(crate) fn retire(fd: c_int, previous: Option<Entry>, cause: Cause) {
+    part_with(fd, previous, cause).finish();
+}
+
+/// A number that the kernel has just handed out for something that is not selected: nothing of ours can be there.
+pub(crate) fn clear_stale(fd: c_int) {
+    if fd >= 0 && fd_table::get(fd).is_some() {
+        let previous = fd_table::set(fd, None).ok().flatten();
+        retire(fd, previous, Cause::Stale);
+    }
+}
+
+/// close(2).
+pub(crate) fn close(fd: c_int) -> c_int {
+    if fd_table::get(fd).is_none() {
+        // SAFETY: no pointers.
+        return unsafe { next::close(fd) };
+    }
+    let closing = closing(fd);
+    // SAFETY: no pointers.
+    let result = unsafe { next::close(fd) };
+    closing.finish();
+    result
+}
+
+/// Closes each descriptor of ours from `first` to `last`, before a call that closes them all. Closing them one by one first gives the
+/// kernel the same result.
+pub(crate) fn close_ours(first: u32, last: u32) {
+    fd_table::for_each(first, last, |fd, _| {
+        close(fd);
+    });
+}
+
+/// After a call that made `copy` a duplicate of `fd`.
+pub(crate) fn duplicated(fd: c_int, copy: c_int) {
+    if copy < 0 || fd == copy {
+        return;
+    }
+    match fd_table::get(fd) {
+        Some(Entry::Stream(endpoint)) => {
+            // No memory for the entry: the duplicate would bypass the ring. The number is taken back; see dup's wrapper.
+            if endpoint.attach(copy).is_err() {
+                sys::close(copy);
+            }
+        }
+        Some(Entry::Epoll(set)) => {
+            set.attach();
+            let previous = fd_table::set(copy, Some(Entry::Epoll(set))).ok().flatten();
+            retire(copy, previous, Cause::Stale);
+        }
+        Some(Entry::Listener(path)) => {
+            let previous = fd_table::set(copy, Some(Entry::Listener(path))).ok().flatten();
+            retire(copy, previous, Cause::Stale);
+        }
+        Some(Entry::Mailbox(_)) | None => clear_stale(copy),
+    }
+}
+
+/// dup2 and dup3: `replace` is the real call.
+pub(crate) fn replace(fd: c_int, target: c_int, replace: impl Fn() -> c_int) -> Result<c_int> {
+    let involved = fd_table::get(fd).is_some() || fd_table::get(target).is_some();
+    // A call that will fail must not close anything.
+    if !involved || fd == target || target < 0 || sys::fcntl(fd, libc::F_GETFD, 0).is_err() {
+        return errno::from_int(replace());
+    }
+    let closing = closing(target);
+    let result = errno::from_int(replace());
+    closing.finish();
+    if result.is_ok() {
+        duplicated(fd, target);
+    }
+    result
+}

@@ -1,0 +1,125 @@
+//! Processes: who we are, and what fork does to our state.
+//!
+//! The ledger and the segments are shared mappings, so a forked child has them; each connection counts one more holder.
+//! What is private to the process (the table, endpoints, epoll notes) is copied by the fork, and whatever another
+//! thread of the parent had locked in it is unlocked in the child. Words in the ledger that the parent's threads hold are
+//! left alone: they are theirs.
+
+#![allow(unsafe_code, reason = "calls libc's fork")]
+
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use libc::pid_t;
+use tssx_core::sys;
+
+use crate::fd_table::{self, Entry};
+use crate::{endpoint, readiness};
+
+pub(crate) mod descriptors;
+
+static PID: AtomicU32 = AtomicU32::new(0);
+/// Upgrade steps in progress; `FORKING` while a fork keeps new ones out.
+static GATE: AtomicU32 = AtomicU32::new(0);
+const FORKING: u32 = 1 << 31;
+
+/// This process's id, never 0.
+#[inline]
+pub(crate) fn pid() -> u32 {
+    match PID.load(Relaxed) {
+        0 => remember_pid(),
+        pid => pid,
+    }
+}
+
+/// Asks the kernel who we are: at the start and after a fork.
+pub(crate) fn remember_pid() -> u32 {
+    let pid = sys::getpid().max(1);
+    PID.store(pid, Relaxed);
+    pid
+}
+
+/// Keeps forks away during an upgrade step.
+pub(crate) struct Gate;
+
+/// Enters an upgrade step, unless a fork is under way.
+pub(crate) fn try_enter_gate() -> Option<Gate> {
+    if GATE.fetch_add(1, AcqRel) & FORKING != 0 {
+        GATE.fetch_sub(1, AcqRel);
+        return None;
+    }
+    Some(Gate)
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        GATE.fetch_sub(1, AcqRel);
+    }
+}
+
+fn each_stream(mut visit: impl FnMut(&'static endpoint::Endpoint)) {
+    // A connection with duplicates is one holder, so it is visited at its first descriptor only.
+    fd_table::for_each(0, u32::MAX, |fd, entry| {
+        if let Entry::Stream(endpoint) = entry
+            && endpoint.is_first_visit(fd)
+        {
+            visit(endpoint);
+        }
+    });
+}
+
+/// fork(2) through `fork`, which is libc's `fork` or `_Fork`.
+pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
+    // Upgrade steps are short and never wait.
+    GATE.fetch_or(FORKING, AcqRel);
+    while GATE.load(Acquire) & !FORKING != 0 {
+        sys::yield_now();
+    }
+    // Counted before the child exists, so that neither process can be the last holder by mistake.
+    each_stream(|endpoint| endpoint.change_holders(true));
+    let child = fork();
+    match child {
+        0 => in_child(),
+        child => {
+            if child < 0 {
+                each_stream(|endpoint| endpoint.change_holders(false));
+            }
+            GATE.fetch_and(!FORKING, Release);
+        }
+    }
+    child
+}
+
+/// After a call in which libc may have forked by itself: if this is the child, it is the holder now.
+pub(crate) fn became_child() {
+    if PID.load(Relaxed) != sys::getpid() {
+        in_child();
+    }
+}
+
+fn in_child() {
+    remember_pid();
+    GATE.store(0, Release);
+    endpoint::pool_after_fork_in_child();
+    readiness::interest::pool_after_fork_in_child();
+    fd_table::for_each(0, u32::MAX, |fd, entry| match entry {
+        Entry::Stream(endpoint) => endpoint.after_fork_in_child(),
+        Entry::Epoll(set) => set.after_fork_in_child(),
+        Entry::Mailbox(endpoint) => {
+            // The parent's; it goes on listening there.
+            endpoint.schedule.forget_mailbox();
+            let _ = fd_table::set(fd, None);
+            sys::close(fd);
+        }
+        Entry::Listener(_) => {}
+    });
+}
+
+/// The process is about to end: gives up its share of every connection in the ledger, which a forked family may go on using.
+/// The table stays as it is, because other destructors may still write; the kernel closes the descriptors.
+pub(crate) fn leaving() {
+    // A child made by a raw clone has our memory but is not the holder.
+    if PID.load(Relaxed) == sys::getpid() {
+        each_stream(endpoint::Endpoint::leave);
+    }
+}

@@ -1,0 +1,17 @@
+//! Waiting for several descriptors: poll, select, epoll.
+//!
+//! The kernel's own wait stays in use for everything; we look at the rings first, and make the kernel's readiness of a
+//! ring's socket mirror the ring before we enter it (tssx-core's doorbell.rs). So descriptors of other kinds, time-outs,
+//! signal masks and cancellation need nothing from us.
+//!
+//! - [`state`]: what one descriptor's rings say, and what the kernel's answer for it means;
+//! - [`poll`], [`select`]: a set that is given anew with each call;
+//! - [`interest`], [`epoll`]: a set that the kernel keeps, and our notes about the streams in it;
+//! - [`deadline`]: what is left of a time-out after looking.
+
+pub(crate) mod deadline;
+pub(crate) mod epoll;
+pub(crate) mod interest;
+pub(crate) mod poll;
+pub(crate) mod select;
+pub(crate) mod state;

@@ -1,0 +1,123 @@
+//! What one stream is ready for.
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use tssx_core::doorbell::{self, Drained};
+use tssx_core::layout::{ASLEEP_WATCHER, STATE_KERNEL};
+use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
+use tssx_core::ring::producer::Producer;
+use tssx_core::segment::Segment;
+use tssx_core::switchover;
+
+use crate::endpoint::{Locked, Way, lock_stream};
+use crate::socket::reset;
+
+/// poll(2)'s names for "bytes can be read", and for "bytes can be written".
+pub(crate) const READABLE: i16 = libc::POLLIN | libc::POLLRDNORM;
+pub(crate) const WRITABLE: i16 = libc::POLLOUT | libc::POLLWRNORM;
+
+/// Whether any direction of the stream is in a ring, or may move there while somebody waits.
+pub(crate) fn concerns_us(slot: &Slot, segment: &Segment) -> bool {
+    slot.rx_mode.load(Relaxed) == MODE_RING
+        || slot.tx_mode.load(Relaxed) == MODE_RING
+        || (slot.rx_mode.load(Relaxed) == MODE_KERNEL && segment.rx().state.load(Acquire) != STATE_KERNEL)
+}
+
+/// What the rings alone say, without asking the kernel: a subset of what is true. The segment must be kept mapped by the caller.
+pub(crate) fn from_rings(slot: &Slot, segment: &Segment) -> i16 {
+    let mut ready = 0;
+    if slot.rx_mode.load(Relaxed) == MODE_RING {
+        let direction = segment.rx();
+        if direction.tail.load(Acquire) != direction.head.load(Relaxed) {
+            ready |= READABLE;
+        }
+    }
+    if slot.tx_mode.load(Relaxed) == MODE_RING && segment.tx().writer_waiting.load(Relaxed) == 0 {
+        let limit = u64::from(slot.tx_limit.load(Relaxed));
+        if Producer::open(segment).is_ok_and(|producer| producer.room(limit) > 0) {
+            ready |= WRITABLE;
+        }
+    }
+    ready
+}
+
+/// What the stream at `fd` is ready for according to its rings; `None` if no ring concerns it.
+pub(crate) fn look(fd: c_int) -> Option<i16> {
+    let rx = lock_stream(fd, Way::Rx)?;
+    let segment = rx.segment?;
+    concerns_us(rx.slot, &segment).then(|| {
+        switch_if_due(&rx, &segment);
+        from_rings(rx.slot, &segment)
+    })
+}
+
+fn switch_if_due(rx: &Locked, segment: &Segment) {
+    if rx.slot.rx_mode.load(Relaxed) == MODE_KERNEL && segment.rx().consent.load(Relaxed) == 1 {
+        let _ = switchover::arrival(rx.slot, segment);
+    }
+}
+
+/// What the kernel's answer `revents` for the stream means, now that its rings are known. Under the receiving lock, because
+/// doorbells are taken where the ring is empty.
+pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, revents: i16) -> i16 {
+    switch_if_due(rx, segment);
+    let mut ready = revents;
+    if rx.slot.rx_mode.load(Relaxed) == MODE_RING {
+        if from_rings(rx.slot, segment) & READABLE != 0 {
+            ready |= READABLE & events;
+        } else if revents & READABLE != 0 && !is_end(fd, rx, segment) {
+            ready &= !READABLE;
+        }
+    }
+    if ready & libc::POLLERR != 0 && reset::is_false(rx.slot, segment) {
+        ready &= !libc::POLLERR;
+    }
+    if ready & libc::POLLHUP != 0 && reset::pending(fd, rx.slot, segment) {
+        ready |= libc::POLLERR;
+    }
+    ready
+}
+
+/// The ring is empty and the kernel says "readable": doorbells, which are taken, or the end (true)? Bytes that arrived
+/// meanwhile count as the end of waiting too.
+fn is_end(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
+    let drained = doorbell::drain(fd, rx.slot, segment);
+    if rx.endpoint.watchers.any() && matches!(drained, Drained::Empty(1..)) {
+        doorbell::announce(segment, ASLEEP_WATCHER);
+    }
+    let bytes = from_rings(rx.slot, segment) & READABLE != 0;
+    bytes || switchover::try_resume(fd, rx.slot, segment) || !matches!(drained, Drained::Empty(_))
+}
+
+/// Before the kernel's wait: from now on its readiness of `fd` mirrors the ring. True if there is something already, and no
+/// need to wait. Counted as a waiter until [`disarm`].
+pub(crate) fn arm(fd: c_int) -> bool {
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
+    let Some(segment) = rx.segment else { return false };
+    rx.slot.rx_waiters.fetch_add(1, Relaxed);
+    prepare_to_wait(fd, &rx, &segment)
+}
+
+/// Takes stale doorbells, announces a watcher, and looks again.
+pub(crate) fn prepare_to_wait(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
+    switch_if_due(rx, segment);
+    if rx.slot.rx_mode.load(Relaxed) != MODE_RING {
+        // The kernel knows; if the peer switches meanwhile, it rings (the segment is born with a watcher announced).
+        return false;
+    }
+    let empty = || from_rings(rx.slot, segment) & READABLE == 0;
+    if empty() && doorbell::outstanding(rx.slot, segment) {
+        let _ = doorbell::drain(fd, rx.slot, segment);
+    }
+    doorbell::announce(segment, ASLEEP_WATCHER);
+    !empty() || switchover::try_resume(fd, rx.slot, segment)
+}
+
+/// After the kernel's wait.
+pub(crate) fn disarm(fd: c_int) {
+    if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.segment.is_some()) {
+        let before = rx.slot.rx_waiters.load(Relaxed);
+        rx.slot.rx_waiters.store(before.saturating_sub(1), Relaxed);
+    }
+}

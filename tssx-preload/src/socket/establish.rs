@@ -1,0 +1,193 @@
+//! Selecting connections, and driving their upgrade.
+
+#![allow(unsafe_code, reason = "reads the address that the program passed")]
+
+use core::ffi::c_int;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering::{Relaxed, Release};
+
+use libc::{sockaddr, sockaddr_un, socklen_t};
+use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR};
+use tssx_core::ledger::slots;
+use tssx_core::reason::Reason;
+use tssx_core::segment::Segment;
+use tssx_core::switchover;
+use tssx_core::sys;
+use tssx_core::upgrade::Step;
+
+use crate::endpoint::{Endpoint, Way, lock_stream};
+use crate::fd_table::{self, Entry};
+use crate::process::descriptors;
+use crate::{init, process};
+
+/// Bytes of an address before the name.
+const NAME_OFFSET: usize = offset_of!(sockaddr_un, sun_path);
+
+/// The name in an AF_UNIX address of `length` bytes: a path up to its NUL, or a NUL and all the bytes of an abstract name.
+fn name_of(address: &sockaddr_un, length: usize) -> ([u8; NAME_MAX], usize) {
+    let mut name = [0_u8; NAME_MAX];
+    let given = length.saturating_sub(NAME_OFFSET).min(NAME_MAX);
+    for (to, from) in name.iter_mut().zip(address.sun_path.iter().take(given)) {
+        *to = from.cast_unsigned();
+    }
+    let path_length = name.iter().take(given).position(|byte| *byte == 0);
+    let length = match path_length {
+        Some(0) | None => given,
+        Some(length) => length,
+    };
+    (name, length)
+}
+
+/// After a `connect` that succeeded: selects the connection if its name is selected and it is a stream.
+///
+/// # Safety
+/// `address` must be readable for `length` bytes.
+pub(crate) unsafe fn connected(fd: c_int, address: *const sockaddr, length: socklen_t) {
+    let Some(policy) = init::active() else { return };
+    let length = length as usize;
+    if length <= NAME_OFFSET || length > size_of::<sockaddr_un>() {
+        return;
+    }
+    // SAFETY: all zero is a valid `sockaddr_un`; the copy stays within what the caller promises.
+    let address = unsafe {
+        let mut copy: sockaddr_un = core::mem::zeroed();
+        core::ptr::copy_nonoverlapping(address.cast::<u8>(), (&raw mut copy).cast::<u8>(), length);
+        copy
+    };
+    if c_int::from(address.sun_family) != libc::AF_UNIX {
+        return;
+    }
+    let (name, length) = name_of(&address, length);
+    let name = name.get(..length).unwrap_or(&[]);
+    if policy.selects(name)
+        && is_stream(fd)
+        && let Some(path) = init::ledger().and_then(|ledger| slots::path_index(ledger, name))
+    {
+        Endpoint::select(fd, path, ROLE_CONNECTOR);
+    }
+}
+
+/// After an `accept` on `listener` that gave `fd`: selects the connection if the listener's name is selected.
+pub(crate) fn accepted(listener: c_int, fd: c_int) {
+    if init::active().is_none() {
+        return;
+    }
+    let path = match fd_table::get(listener) {
+        Some(Entry::Listener(path)) => path,
+        _ => look_up_listener(listener),
+    };
+    match path {
+        Some(path) => {
+            Endpoint::select(fd, path, ROLE_ACCEPTOR);
+        }
+        None => descriptors::clear_stale(fd),
+    }
+}
+
+/// Looks the listener's name up once and remembers the answer for the descriptor.
+fn look_up_listener(listener: c_int) -> Option<u32> {
+    let (address, length) = sys::getsockname(listener).ok()?;
+    let unix = c_int::from(address.sun_family) == libc::AF_UNIX && is_stream(listener);
+    let mut path = None;
+    if unix {
+        let (name, length) = name_of(&address, length);
+        let name = name.get(..length).unwrap_or(&[]);
+        if init::active()?.selects(name) {
+            path = init::ledger().and_then(|ledger| slots::path_index(ledger, name));
+        }
+    }
+    let previous = fd_table::set(listener, Some(Entry::Listener(path))).ok().flatten();
+    descriptors::retire(listener, previous, descriptors::Cause::Stale);
+    path
+}
+
+fn is_stream(fd: c_int) -> bool {
+    sys::getsockopt::<c_int>(fd, libc::SO_TYPE) == Ok(libc::SOCK_STREAM)
+}
+
+/// After an operation on the kernel socket: makes the step of the upgrade that is due, if any.
+pub(crate) fn after_kernel_operation(fd: c_int, endpoint: &'static Endpoint) {
+    let Some(slot) = endpoint.slot() else { return };
+    if slot.state.load(Relaxed) != tssx_core::ledger::layout::SLOT_SELECTED {
+        return;
+    }
+    match endpoint.segment(slot) {
+        Some(_) => consent(fd),
+        None if endpoint.schedule.due(slot, init::threshold()) => step(fd, endpoint),
+        None => {}
+    }
+}
+
+fn step(fd: c_int, endpoint: &'static Endpoint) {
+    let Some(slot) = endpoint.slot() else { return };
+    // A fork between "only holder" and "mapped" would leave a child without the mapping.
+    let Some(_gate) = process::try_enter_gate() else { return };
+    match endpoint.schedule.step(fd, slot, init::threshold()) {
+        Step::Nothing => {}
+        Step::Opened(mailbox) => {
+            let previous = fd_table::set(mailbox, Some(Entry::Mailbox(endpoint))).ok().flatten();
+            descriptors::retire(mailbox, previous, descriptors::Cause::Stale);
+        }
+        Step::Closed(mailbox) => close_mailbox(mailbox, endpoint),
+        Step::Joined(segment, mailbox) => {
+            join(fd, endpoint, segment);
+            mailbox.into_iter().for_each(|mailbox| close_mailbox(mailbox, endpoint));
+            consent(fd);
+        }
+        Step::GiveUp(reason, mailbox) => {
+            give_up(fd, reason);
+            mailbox.into_iter().for_each(|mailbox| close_mailbox(mailbox, endpoint));
+        }
+    }
+}
+
+/// Closes a mailbox if the number is still ours: the program may have closed every descriptor it found.
+pub(crate) fn close_mailbox(mailbox: c_int, endpoint: &'static Endpoint) {
+    let ours = matches!(fd_table::get(mailbox), Some(Entry::Mailbox(owner)) if core::ptr::eq(owner, endpoint));
+    if ours {
+        let _ = fd_table::set(mailbox, None);
+        sys::close(mailbox);
+    }
+}
+
+fn join(fd: c_int, endpoint: &'static Endpoint, segment: Segment) {
+    // Both directions, receiving first, as everywhere.
+    let (rx, tx) = (lock_stream(fd, Way::Rx), lock_stream(fd, Way::Tx));
+    let ours = |locked: &crate::endpoint::Locked| core::ptr::eq(locked.endpoint, endpoint);
+    let (Some(rx), Some(tx)) = (rx.filter(ours), tx.filter(ours)) else {
+        // SAFETY: the handle was not shared with anybody.
+        unsafe { segment.unmap() };
+        return;
+    };
+    if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0) {
+        rx.slot.nonblocking.store(u32::from(flags & libc::O_NONBLOCK != 0), Relaxed);
+    }
+    endpoint.join(segment);
+    switchover::publish_counts(tx.slot, &segment);
+    let own = segment.own_side();
+    own.pid.store(process::pid(), Relaxed);
+    own.holders.store(1, Relaxed);
+    own.joined.store(1, Release);
+}
+
+/// Consents to the peer's switch if the counts agree now.
+fn consent(fd: c_int) {
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return };
+    let Some(segment) = rx.segment else { return };
+    if let Err(reason) = switchover::try_consent(fd, rx.slot, &segment)
+        && let Some(ledger) = init::ledger()
+    {
+        slots::mark_plain(ledger, rx.slot, reason);
+    }
+}
+
+/// Keeps a connection that is not (yet) in a ring on the kernel socket for good.
+pub(crate) fn give_up(fd: c_int, reason: Reason) {
+    let Some(tx) = lock_stream(fd, Way::Tx) else { return };
+    if let Some(segment) = tx.segment {
+        segment.own_side().refused.store(1, Release);
+    }
+    if let Some(ledger) = init::ledger() {
+        slots::mark_plain(ledger, tx.slot, reason);
+    }
+}
