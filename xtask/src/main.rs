@@ -6,6 +6,7 @@
 
 mod bench;
 mod build;
+mod census;
 mod check;
 mod demo;
 mod measure;

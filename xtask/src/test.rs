@@ -13,6 +13,7 @@ use anyhow::{Result, bail};
 use nix::unistd::geteuid;
 
 use crate::build::Artefacts;
+use crate::census::Census;
 use crate::{build, check, paths, run, setup};
 
 /// Longest that one suite may take, its build included.
@@ -94,13 +95,24 @@ pub(crate) fn test() -> Result<()> {
             }
         }
     }
+    let before = Census::take();
+    let scratch = tempfile::tempdir()?;
     for suite in &SUITES {
         println!("== tests: {}", suite.name);
-        let tally = suite.run(&artefacts);
+        let tally = suite.run(&artefacts, scratch.path());
         if tally.failed > 0 {
             failures.push(format!("tests: {}", suite.name));
         }
         total.add(tally);
+    }
+    println!("== nothing is left behind");
+    match left_behind(&before, scratch.path()).as_slice() {
+        [] => total.passed += 1,
+        left => {
+            println!("left behind:\n{}\nremedy: the test that made it must take it away", left.join("\n"));
+            total.failed += 1;
+            failures.push("nothing is left behind".to_owned());
+        }
     }
     if std::env::var_os("CI").is_some_and(|value| value == "true") && total.skipped > 0 {
         println!("with CI=true nothing may be skipped: {} counted as failed", total.skipped);
@@ -118,7 +130,7 @@ pub(crate) fn test() -> Result<()> {
 }
 
 impl Suite {
-    fn run(&self, artefacts: &Artefacts) -> Tally {
+    fn run(&self, artefacts: &Artefacts, scratch: &Path) -> Tally {
         if self.needs_root && !geteuid().is_root() {
             println!("SKIPPED: {}: loading kernel programs needs root; run `sudo -E cargo xtask test`", self.name);
             return Tally { skipped: 1, ..Tally::default() };
@@ -126,6 +138,7 @@ impl Suite {
         let mut cargo = Command::new(paths::cargo());
         cargo.arg("test").args(self.arguments).current_dir(paths::workspace());
         tell(&mut cargo, artefacts);
+        cargo.env("TMPDIR", scratch);
         match run::tee(&mut cargo, SUITE_DEADLINE) {
             Ok(output) => {
                 let mut tally = Tally::of_harness(&output.stdout);
@@ -141,6 +154,13 @@ impl Suite {
             }
         }
     }
+}
+
+/// Processes, names and kernel objects that were not there before, and files in the tests' own temporary directory.
+fn left_behind(before: &Census, scratch: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(scratch).into_iter().flatten().filter_map(Result::ok);
+    let files = files.map(|file| format!("file {}", file.path().display()));
+    Census::left_since(before).into_iter().chain(files).collect()
 }
 
 /// Tells the tests where the things under test are.

@@ -4,14 +4,15 @@
 //! Read [`cases`] first: a case is two functions, one for each end of a connection. [`harness`] starts each end as a
 //! process of its own (this very program with `--play`), plain or with `LD_PRELOAD`, and compares the transcripts.
 //! [`programs`] does the same with Python and C programs, [`redis`] with a real server; [`inert`] shows what the library
-//! must not do to programs that never use a selected socket; [`leaks`] counts at the end what was left behind.
+//! must not do to programs that never use a selected socket; [`census`] counts at the end what was left behind.
 //!
 //! The library is named by `TSSX_PRELOAD` (absolute path); `cargo xtask test` sets it.
 
 mod cases;
+#[path = "../../../xtask/src/census.rs"]
+mod census;
 mod harness;
 mod inert;
-mod leaks;
 mod ledger;
 mod process;
 mod programs;
@@ -35,12 +36,15 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The cases use both CPUs themselves: two at a time would only disturb each other.
     arguments.test_threads = Some(1);
-    let before = leaks::Census::take();
+    let before = census::Census::take();
     let mut trials: Vec<Trial> = cases::all().flat_map(harness::trials).collect();
     trials.extend(programs::trials());
     trials.extend(inert::trials());
     trials.extend(redis::trials());
-    trials.push(leaks::trial(before));
+    trials.push(Trial::test("nothing-is-left-behind", move || match census::Census::left_since(&before).as_slice() {
+        [] => Ok(()),
+        left => Err(format!("left behind:\n{}", left.join("\n")).into()),
+    }));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

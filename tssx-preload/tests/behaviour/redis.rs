@@ -34,7 +34,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     }
     trials.push(Trial::test("redis-get-by-one-client-is-faster", faster));
     for mode in [Mode::Both, Mode::ServerOnly, Mode::ClientOnly] {
-        trials.push(Trial::test(format!("redis-verified-by-the-tracer::{mode:?}"), move || verified(mode)));
+        // Ignored is not forgotten: `cargo xtask test` counts it as skipped, and in CI as failed.
+        let trial = Trial::test(format!("redis-verified-by-the-tracer::{mode:?}"), move || verified(mode));
+        trials.push(trial.with_ignored_flag(!nix::unistd::geteuid().is_root()));
     }
     trials
 }
@@ -185,9 +187,6 @@ fn faster() -> Result<(), Failed> {
 /// `tssx-trace verify` while the load runs: a hit rate of 99 % with the library at both ends, else the reason.
 fn verified(mode: Mode) -> Result<(), Failed> {
     let trace = std::env::var_os("TSSX_TRACE").ok_or("TSSX_TRACE must name tssx-trace: run these tests by `cargo xtask test`")?;
-    if !nix::unistd::geteuid().is_root() {
-        return Err("the tracer needs root: run `sudo -E cargo xtask test`".into());
-    }
     let server = Server::start(mode)?;
     let mut command = benchmark_command(mode, &server.socket(), "get,set", 10, 1, 100_000_000);
     let mut load = Process::start(&mut command)?;

@@ -1,11 +1,10 @@
-//! What must not be left behind when every test has ended, on the whole machine: processes and mappings of ours, names in
-//! the abstract socket namespace, kernel programs and links.
+//! What must not be left behind when tests have ended, on the whole machine: processes and mappings of ours, names in the
+//! abstract socket namespace, kernel programs and links. `cargo xtask test` asks after everything, the behaviour tests
+//! (which include this file) after themselves.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-use libtest_mimic::{Failed, Trial};
 
 /// How long the kernel may take to finish what killed processes held.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -21,6 +20,7 @@ impl Census {
     pub(crate) fn take() -> Self {
         let mut things = BTreeSet::new();
         things.extend(abstract_names());
+        things.extend(pinned());
         for process in std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok) {
             if process.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
                 things.extend(of_process(&process.path()));
@@ -29,26 +29,17 @@ impl Census {
         Self { things }
     }
 
-    fn new_since(&self, before: &Self) -> Vec<String> {
-        self.things.difference(&before.things).cloned().collect()
-    }
-}
-
-/// The last trial: nothing that was not there before.
-pub(crate) fn trial(before: Census) -> Trial {
-    Trial::test("nothing-is-left-behind", move || {
+    /// What is there now and was not then, once the kernel has had time to finish what killed processes held.
+    pub(crate) fn left_since(before: &Self) -> Vec<String> {
         let start = Instant::now();
         loop {
-            let left = Census::take().new_since(&before);
-            if left.is_empty() {
-                return Ok(());
-            }
-            if start.elapsed() > SETTLE {
-                return Err(Failed::from(format!("left behind:\n{}", left.join("\n"))));
+            let left: Vec<_> = Self::take().things.difference(&before.things).cloned().collect();
+            if left.is_empty() || start.elapsed() > SETTLE {
+                return left;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-    })
+    }
 }
 
 /// Abstract names that the library makes for a rendezvous.
@@ -56,6 +47,12 @@ fn abstract_names() -> Vec<String> {
     let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
     names.filter(|name| name.starts_with("@tssx")).map(|name| format!("abstract name {name}")).collect()
+}
+
+/// Kernel objects of ours that a name keeps alive.
+fn pinned() -> Vec<String> {
+    let names = std::fs::read_dir("/sys/fs/bpf").into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    names.filter(|path| path.to_string_lossy().contains("tssx")).map(|path| format!("pinned {}", path.display())).collect()
 }
 
 /// Mappings, open memory and descriptors of kernel programs (a link lives as long as a descriptor of it).
