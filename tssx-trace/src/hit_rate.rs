@@ -14,9 +14,8 @@ use serde::Serialize;
 use tssx_core::ledger::layout::SLOT_CLOSED;
 use tssx_core::reason::Reason;
 
-use crate::commands::discover::{describe, make_absolute};
 use crate::inventory::Kind;
-use crate::join::{Connection, End, services};
+use crate::join::{Connection, End, describe, make_absolute, services};
 use crate::names::SocketName;
 use crate::recording::ProcessRecord;
 use crate::watch::Observation;

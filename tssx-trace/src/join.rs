@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use crate::inventory::Kind;
 use crate::ledgers::LedgerEnd;
 use crate::names::SocketName;
+use crate::processes;
+use crate::recording::ProcessRecord;
 use crate::watch::Observation;
 
 /// Calls and bytes, as the kernel counted them.
@@ -294,4 +296,24 @@ pub(crate) fn services(seen: &Observation) -> BTreeMap<(Option<SocketName>, Kind
         services.entry((Some(listener.name), listener.kind)).or_default().listener_pids.extend(listener.pids);
     }
     services
+}
+
+/// A relative path below the working directory of a process that serves it.
+pub(crate) fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Option<SocketName> {
+    let SocketName::Path(path) = name else { return None };
+    if path.first() == Some(&b'/') {
+        return None;
+    }
+    servers.iter().find_map(|pid| processes::absolute_path(*pid, path)).map(SocketName::Path)
+}
+
+/// Numbers and names of processes; of one that is gone, the name that the kernel programs saw.
+pub(crate) fn describe(seen: &Observation, pids: &BTreeSet<u32>) -> Vec<ProcessRecord> {
+    let comm = |pid: u32| seen.traffic.iter().find(|record| record.pid == pid).map(|record| record.comm.as_str());
+    pids.iter()
+        .map(|pid| {
+            let name = seen.processes.name(*pid).or_else(|| comm(*pid)).unwrap_or("?");
+            ProcessRecord { pid: *pid, name: name.to_owned() }
+        })
+        .collect()
 }

@@ -97,6 +97,15 @@ pub(crate) struct ProcessRecord {
     pub(crate) name: String,
 }
 
+/// The first process and how many more.
+pub(crate) fn summary(list: &[ProcessRecord]) -> String {
+    match list {
+        [] => String::from("-"),
+        [one] => format!("{} {}", one.pid, one.name),
+        [one, rest @ ..] => format!("{} {} +{}", one.pid, one.name, rest.len()),
+    }
+}
+
 impl ServiceRecord {
     /// Mean bytes of a sending call, `None` without calls.
     pub(crate) fn mean_size(&self) -> Option<f64> {

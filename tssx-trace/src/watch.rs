@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::inventory::Inventory;
 use crate::ledgers::Ledgers;
@@ -58,82 +58,102 @@ pub(crate) fn watch(window: Window) -> anyhow::Result<Observation> {
 async fn run(window: Window) -> anyhow::Result<Observation> {
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut inventory = Inventory::open()?;
-    let mut probe = Probe::attach(window.probe)?;
-    let started = Instant::now();
-    let mut ledgers = Ledgers::default();
-    ledgers.refresh();
-    look_at_sockets(&mut inventory)?;
-    let mut processes = Processes::default();
-    processes.refresh();
+    let mut sources = Sources::open(window.probe)?;
     output::note(&format!("attached; watching Unix sockets for {:.1} s", window.duration.as_secs_f64()));
 
-    let mut ledger_ticks = interval(window.ledger_period);
-    ledger_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reading_ticks = interval(READING_PERIOD);
-    reading_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut inventory_ticks = interval(INVENTORY_PERIOD);
-    inventory_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let end = sleep(window.duration.saturating_sub(started.elapsed()));
+    let mut ledger_ticks = ticks(window.ledger_period);
+    let mut reading_ticks = ticks(READING_PERIOD);
+    let mut inventory_ticks = ticks(INVENTORY_PERIOD);
+    let end = sleep(window.duration.saturating_sub(sources.started.elapsed()));
     tokio::pin!(end);
-    let mut interrupted = false;
-    loop {
+    let interrupted = loop {
         tokio::select! {
             biased;
-            () = &mut end => break,
-            _ = interrupts.recv() => interrupted = true,
-            _ = terminations.recv() => interrupted = true,
+            () = &mut end => break false,
+            _ = interrupts.recv() => break true,
+            _ = terminations.recv() => break true,
             _ = ledger_ticks.tick() => {
-                let cost = timed(|| {
-                    ledgers.refresh();
-                    processes.remember_new(ledgers.all_pids());
-                });
-                ledger_ticks.reset_after(window.ledger_period.max(cost * LOOK_SHARE));
+                let started = Instant::now();
+                sources.ledgers.refresh();
+                sources.processes.remember_new(sources.ledgers.all_pids());
+                ledger_ticks.reset_after(pause(window.ledger_period, started));
             }
-            _ = reading_ticks.tick(), if !ledgers.is_empty() => {
-                let cost = timed(|| ledgers.read());
-                reading_ticks.reset_after(READING_PERIOD.max(cost * LOOK_SHARE));
+            _ = reading_ticks.tick(), if !sources.ledgers.is_empty() => {
+                let started = Instant::now();
+                sources.ledgers.read();
+                reading_ticks.reset_after(pause(READING_PERIOD, started));
             }
             _ = inventory_ticks.tick() => {
-                let mut outcome = Ok(());
-                let cost = timed(|| outcome = look_at_sockets(&mut inventory));
-                outcome?;
-                probe.flush_log();
-                inventory_ticks.reset_after(INVENTORY_PERIOD.max(cost * LOOK_SHARE));
+                let started = Instant::now();
+                look_at_sockets(&mut sources.inventory)?;
+                sources.probe.flush_log();
+                inventory_ticks.reset_after(pause(INVENTORY_PERIOD, started));
             }
         }
-        if interrupted {
-            break;
+    };
+    sources.close(interrupted)
+}
+
+/// What is asked again and again.
+struct Sources {
+    started: Instant,
+    probe: Probe,
+    inventory: Inventory,
+    ledgers: Ledgers,
+    processes: Processes,
+}
+
+impl Sources {
+    /// Attaches the probe, then takes the first look at everything else.
+    fn open(options: ProbeOptions) -> anyhow::Result<Self> {
+        let mut inventory = Inventory::open()?;
+        let probe = Probe::attach(options)?;
+        let started = Instant::now();
+        let mut ledgers = Ledgers::default();
+        ledgers.refresh();
+        look_at_sockets(&mut inventory)?;
+        let mut processes = Processes::default();
+        processes.refresh();
+        Ok(Self { started, probe, inventory, ledgers, processes })
+    }
+
+    /// Detaches the probe and takes the last look.
+    fn close(mut self, interrupted: bool) -> anyhow::Result<Observation> {
+        self.ledgers.refresh(); // those that are new since the last look
+        // The ledgers and the kernel's counters are two clocks: stop one and read the other with nothing in between.
+        let mut losses = self.probe.losses()?;
+        self.probe.detach()?;
+        self.ledgers.read();
+        let elapsed = self.started.elapsed();
+        let traffic = self.probe.traffic()?;
+        look_at_sockets(&mut self.inventory)?;
+        self.processes.refresh();
+        self.processes.remember_new(traffic.iter().map(|record| record.pid).chain(self.ledgers.all_pids()));
+        self.probe.flush_log();
+        losses.uncounted_connections = self.ledgers.uncounted();
+        losses.overwritten_connections = self.ledgers.overwritten();
+        losses.refused_ledgers = self.ledgers.refused().count() as u64;
+        for refused in self.ledgers.refused() {
+            output::note(&format!("warning: a ledger was not read: {refused}"));
         }
+        let Self { inventory, ledgers, processes, .. } = self;
+        Ok(Observation { elapsed, traffic, losses, inventory, ledgers, processes, interrupted })
     }
-    // The ledgers and the kernel's counters are two clocks: stop one and read the other with nothing in between.
-    let mut losses = probe.losses()?;
-    probe.detach()?;
-    ledgers.read();
-    let elapsed = started.elapsed();
-    ledgers.refresh();
-    let traffic = probe.traffic()?;
-    look_at_sockets(&mut inventory)?;
-    processes.refresh();
-    processes.remember_new(traffic.iter().map(|record| record.pid).chain(ledgers.all_pids()));
-    probe.flush_log();
-    losses.uncounted_connections = ledgers.uncounted();
-    losses.overwritten_connections = ledgers.overwritten();
-    losses.refused_ledgers = ledgers.refused().count() as u64;
-    for refused in ledgers.refused() {
-        output::note(&format!("warning: a ledger was not read: {refused}"));
-    }
-    Ok(Observation { elapsed, traffic, losses, inventory, ledgers, processes, interrupted })
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// How long to wait after a look that began at `started`.
+fn pause(period: Duration, started: Instant) -> Duration {
+    period.max(started.elapsed() * LOOK_SHARE)
 }
 
 /// Dumps the sockets of every network namespace that has a process.
 fn look_at_sockets(inventory: &mut Inventory) -> anyhow::Result<()> {
     inventory.add_namespaces_of(&processes::pids());
     inventory.refresh()
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let started = Instant::now();
-    work();
-    started.elapsed()
 }

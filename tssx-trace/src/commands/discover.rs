@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, exit};
 use crate::inventory::Kind;
-use crate::join::{Connection, End, Flow, Service, received, sent, services};
+use crate::join::{Connection, End, Flow, Service, describe, make_absolute, received, sent, services};
 use crate::names::SocketName;
 use crate::output::{note, plural, result, short, table};
-use crate::processes;
-use crate::recording::{FlowRecord, ProcessRecord, Recording, ServiceRecord};
+use crate::recording::{FlowRecord, Recording, ServiceRecord, summary};
 use crate::watch::{Observation, watch};
 
 /// Ledgers only tell which sockets are accelerated already: no need to hurry.
@@ -94,26 +93,6 @@ fn add_direction(record: &mut FlowRecord, from: &End, to: &End) {
     record.received_bytes += received.bytes();
 }
 
-/// A relative path below the working directory of a process that serves it.
-pub(crate) fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Option<SocketName> {
-    let SocketName::Path(path) = name else { return None };
-    if path.first() == Some(&b'/') {
-        return None;
-    }
-    servers.iter().find_map(|pid| processes::absolute_path(*pid, path)).map(SocketName::Path)
-}
-
-/// Numbers and names of processes; of one that is gone, the name that the kernel programs saw.
-pub(crate) fn describe(seen: &Observation, pids: &BTreeSet<u32>) -> Vec<ProcessRecord> {
-    let comm = |pid: u32| seen.traffic.iter().find(|record| record.pid == pid).map(|record| record.comm.as_str());
-    pids.iter()
-        .map(|pid| {
-            let name = seen.processes.name(*pid).or_else(|| comm(*pid)).unwrap_or("?");
-            ProcessRecord { pid: *pid, name: name.to_owned() }
-        })
-        .collect()
-}
-
 /// The table and the sentences below it.
 fn render(recording: &Recording, all: bool) -> String {
     let mut rows = Vec::new();
@@ -125,8 +104,8 @@ fn render(recording: &Recording, all: bool) -> String {
         }
         rows.push(vec![
             service.display.clone(),
-            some_processes(&service.servers),
-            some_processes(&service.clients),
+            summary(&service.servers),
+            summary(&service.clients),
             service.connections.to_string(),
             service.calls.to_string(),
             short(recording.per_second(service.calls)),
@@ -165,15 +144,6 @@ fn render(recording: &Recording, all: bool) -> String {
         let _ = writeln!(text, "Not shown: {} {what}: {calls}, {bytes}.", plural(unnamed.connections, "connection"));
     }
     text
-}
-
-/// The first process and how many more.
-pub(crate) fn some_processes(list: &[ProcessRecord]) -> String {
-    match list {
-        [] => String::from("-"),
-        [one] => format!("{} {}", one.pid, one.name),
-        [one, rest @ ..] => format!("{} {} +{}", one.pid, one.name, rest.len()),
-    }
 }
 
 fn accelerated(service: &ServiceRecord) -> String {

@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 
 use crate::cli::{SuggestArgs, exit};
-use crate::commands::discover::some_processes;
 use crate::env_file::{comment, line};
 use crate::inventory::Kind;
 use crate::library;
 use crate::names::SocketName;
 use crate::output::{note, plural, result, short};
-use crate::recording::{Recording, ServiceRecord};
+use crate::recording::{Recording, ServiceRecord, summary};
 
 /// Sending calls that a connection must make on average: below, it ends about when the library would upgrade it, since
 /// each end waits for 8 operations (TSSX_UPGRADE_AFTER).
@@ -136,8 +135,8 @@ fn evidence(recording: &Recording, service: &ServiceRecord) -> String {
         short(recording.per_second(service.calls)),
         short(recording.per_second(service.bytes)),
         plural(service.connections, "connection"),
-        some_processes(&service.servers),
-        some_processes(&service.clients)
+        summary(&service.servers),
+        summary(&service.clients)
     )
 }
 

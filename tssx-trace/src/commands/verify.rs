@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::{VerifyArgs, exit};
-use crate::commands::discover::some_processes;
 use crate::hit_rate::{SocketReport, is_same, sockets};
 use crate::losses::Losses;
 use crate::names::SocketName;
 use crate::output::{note, plural, result, short, table};
+use crate::recording::summary;
 use crate::watch::{Observation, watch};
 
 /// What `--json` prints.
@@ -131,8 +131,8 @@ fn row(report: &SocketReport) -> Vec<String> {
         report.accelerated.to_string(),
         report.doorbells.to_string(),
         report.sleeps.to_string(),
-        some_processes(&report.servers),
-        some_processes(&report.clients),
+        summary(&report.servers),
+        summary(&report.clients),
     ]
 }
 
