@@ -2,9 +2,9 @@
 //! rest did not.
 //!
 //! The ring bytes come from the ledgers and the kernel bytes from the kernel programs: two sources that know nothing of
-//! each other. The library's own bytes on the kernel socket (doorbells) are taken off. What is in flight while the
-//! window opens and closes may be seen by one source and not by the other: a few bytes of each connection, never more
-//! than its calls in progress at that moment.
+//! each other. The library's own bytes on the kernel socket (doorbells) are taken off. The ledgers are read just after the
+//! programs begin and just before they end, so doorbells at the edges of the window count as kernel bytes: a rate is too
+//! low by a few bytes rather than too high.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;

@@ -87,13 +87,29 @@ pub(crate) struct Ledgers {
 }
 
 impl Ledgers {
-    /// Looks for new ledgers and reads the slots of all. The first call sets what later growth is measured from.
+    /// Looks for the ledgers that there are, without reading them yet.
+    pub(crate) fn find() -> Self {
+        let mut ledgers = Self::default();
+        ledgers.look_for_more();
+        ledgers
+    }
+
+    /// Begins the window: what the slots say now is what later growth is measured from.
+    pub(crate) fn begin(&mut self) {
+        self.read();
+        self.started = true;
+    }
+
+    /// Looks for new ledgers and reads the slots of all. What is new now counts from zero.
     pub(crate) fn refresh(&mut self) {
+        self.look_for_more();
+        self.read();
+    }
+
+    fn look_for_more(&mut self) {
         let mut scan = std::mem::take(&mut self.scan);
         scan.run(|pid| self.look_at(pid));
         self.scan = scan;
-        self.read();
-        self.started = true;
     }
 
     /// Reads the slots of the known ledgers.
@@ -281,8 +297,8 @@ mod tests {
         let old = slots::claim(&ledger, path, ROLE_ACCEPTOR, 1).expect("room");
         old.ring_tx_bytes.store(100, Relaxed);
         old.ring_tx_calls.store(10, Relaxed);
-        let mut ledgers = Ledgers::default();
-        ledgers.refresh();
+        let mut ledgers = Ledgers::find();
+        ledgers.begin();
         old.ring_tx_bytes.store(164, Relaxed);
         let new = slots::claim(&ledger, path, ROLE_ACCEPTOR, 1).expect("room");
         new.ring_tx_bytes.store(7, Relaxed);
@@ -300,8 +316,8 @@ mod tests {
         let path = slots::path_index(&ledger, b"/lies").expect("room");
         let slot = slots::claim(&ledger, path, u32::MAX, u32::MAX).expect("room");
         slot.ring_tx_bytes.store(1000, Relaxed);
-        let mut ledgers = Ledgers::default();
-        ledgers.refresh();
+        let mut ledgers = Ledgers::find();
+        ledgers.begin();
         slot.ring_tx_bytes.store(1, Relaxed); // a counter that goes back
         slot.reason.store(u32::MAX, Relaxed);
         ledger.header().slots_used.store(u32::MAX, Relaxed);
@@ -326,8 +342,8 @@ mod tests {
         let ledger = slots::create().expect("a ledger");
         let path = slots::path_index(&ledger, b"/twice").expect("room");
         let slot = slots::claim(&ledger, path, 0, 1).expect("room");
-        let mut ledgers = Ledgers::default();
-        ledgers.refresh();
+        let mut ledgers = Ledgers::find();
+        ledgers.begin();
         let before = ledgers.overwritten();
         slot.generation.fetch_add(3, Relaxed);
         ledgers.read();

@@ -99,7 +99,7 @@ impl Probe {
             .load(OBJECT)
             .map_err(|error| crate::preflight::explain_load(&error.into()))?;
         for (name, tracepoint) in PROGRAMS {
-            attach_one(&mut ebpf, name, tracepoint, &btf)?;
+            load_one(&mut ebpf, name, tracepoint, &btf)?;
         }
         let logger = if options.log {
             log::set_max_level(log::LevelFilter::Debug);
@@ -110,6 +110,9 @@ impl Probe {
         } else {
             None
         };
+        for (name, tracepoint) in PROGRAMS {
+            attach_one(&mut ebpf, name, tracepoint)?;
+        }
         Ok(Self { ebpf, logger })
     }
 
@@ -125,10 +128,8 @@ impl Probe {
     /// # Errors
     /// Where the kernel refuses to detach.
     pub(crate) fn detach(&mut self) -> anyhow::Result<()> {
-        for (name, _) in PROGRAMS {
-            let program = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object lost its program {name}"))?;
-            let program: &mut BtfTracePoint = program.try_into()?;
-            program.unload().with_context(|| format!("cannot detach {name}"))?;
+        for (name, _) in PROGRAMS.into_iter().rev() {
+            program(&mut self.ebpf, name)?.unload().with_context(|| format!("cannot detach {name}"))?;
         }
         Ok(())
     }
@@ -192,11 +193,17 @@ fn pid_namespace() -> anyhow::Result<(u64, u64)> {
     Ok((metadata.dev(), inode))
 }
 
-fn attach_one(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> anyhow::Result<()> {
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut BtfTracePoint> {
     let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
-    let program: &mut BtfTracePoint = program.try_into()?;
-    program.load(tracepoint, btf).map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))?;
-    program.attach().map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))?;
+    Ok(program.try_into()?)
+}
+
+fn load_one(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> anyhow::Result<()> {
+    program(ebpf, name)?.load(tracepoint, btf).map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))
+}
+
+fn attach_one(ebpf: &mut Ebpf, name: &str, tracepoint: &str) -> anyhow::Result<()> {
+    program(ebpf, name)?.attach().map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))?;
     Ok(())
 }
 

@@ -104,13 +104,14 @@ struct Sources {
 }
 
 impl Sources {
-    /// Attaches the probe, then takes the first look at everything else.
+    /// Attaches the probe and takes the first look at everything.
     fn open(options: ProbeOptions) -> anyhow::Result<Self> {
         let mut inventory = Inventory::open()?;
+        // Whatever takes long comes first, so that the kernel's counters and the ledgers' begin at one moment.
+        let mut ledgers = Ledgers::find();
         let probe = Probe::attach(options)?;
+        ledgers.begin();
         let started = Instant::now();
-        let mut ledgers = Ledgers::default();
-        ledgers.refresh();
         look_at_sockets(&mut inventory)?;
         let mut processes = Processes::default();
         processes.refresh();
@@ -119,11 +120,11 @@ impl Sources {
 
     /// Detaches the probe and takes the last look.
     fn close(mut self, interrupted: bool) -> anyhow::Result<Observation> {
-        self.ledgers.refresh(); // those that are new since the last look
-        // The ledgers and the kernel's counters are two clocks: stop one and read the other with nothing in between.
+        // The ledgers' window lies within the kernel's: what happens between their edges counts as kernel bytes, so that a
+        // hit rate errs to the low side.
+        self.ledgers.refresh();
         let mut losses = self.probe.losses()?;
         self.probe.detach()?;
-        self.ledgers.read();
         let elapsed = self.started.elapsed();
         let traffic = self.probe.traffic()?;
         look_at_sockets(&mut self.inventory)?;
