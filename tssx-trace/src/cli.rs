@@ -131,6 +131,9 @@ pub(crate) struct VerifyArgs {
     /// Exit with status 4 if a socket's hit rate is lower: 0.99 or 99%
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) min_hit_rate: Option<f64>,
+    /// With --json, list each selected connection
+    #[arg(long, requires = "json")]
+    pub(crate) connections: bool,
     /// Only these sockets: a path, or @name for an abstract one
     #[arg(value_name = "SOCKET")]
     pub(crate) sockets: Vec<SocketName>,

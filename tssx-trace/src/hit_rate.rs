@@ -32,6 +32,8 @@ pub(crate) struct SocketReport {
     pub(crate) ring_bytes: u64,
     /// Program bytes of the same connections through the kernel socket, as the kernel programs counted them.
     pub(crate) kernel_bytes: u64,
+    /// The same as the library counted it. More in `kernel_bytes` went past the library, or fell between the edges.
+    pub(crate) library_kernel_bytes: u64,
     /// Connections of the window that a library selected at one end or both.
     pub(crate) selected: u64,
     /// Of these, how many moved bytes through a ring.
@@ -47,8 +49,38 @@ pub(crate) struct SocketReport {
     pub(crate) clients: Vec<ProcessRecord>,
     /// Why connections are (or went back) on the kernel socket, with the number of connections.
     pub(crate) reasons: Vec<ReasonCount>,
+    /// Each selected connection; only with `--connections`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) connections: Vec<ConnectionReport>,
     /// Closed connections of which one end read more from the ring than the other wrote: a ledger lies or is broken.
     pub(crate) disagreements: u64,
+}
+
+/// One selected connection.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ConnectionReport {
+    pub(crate) accelerated: bool,
+    pub(crate) server: EndReport,
+    pub(crate) client: EndReport,
+}
+
+/// One end of it over the window; program bytes and calls only.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct EndReport {
+    /// `SO_COOKIE` of the socket; 0 if it was never seen.
+    pub(crate) cookie: u64,
+    pub(crate) pids: Vec<u32>,
+    /// Whether the end has a ledger; all below is zero if not.
+    pub(crate) library: bool,
+    /// Why the end is on the kernel socket, if it is.
+    pub(crate) reason: Option<String>,
+    pub(crate) ring_tx_bytes: u64,
+    pub(crate) ring_rx_bytes: u64,
+    pub(crate) kernel_tx_bytes: u64,
+    pub(crate) kernel_rx_bytes: u64,
+    pub(crate) doorbell_tx_calls: u64,
+    pub(crate) doorbell_rx_calls: u64,
+    pub(crate) sleeps: u64,
 }
 
 /// How many connections have one reason at one end.
@@ -96,6 +128,7 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         hit_rate: None,
         ring_bytes: 0,
         kernel_bytes: 0,
+        library_kernel_bytes: 0,
         selected: 0,
         accelerated: 0,
         not_selected: 0,
@@ -105,6 +138,7 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         servers: describe(seen, servers),
         clients: describe(seen, &clients),
         reasons: Vec::new(),
+        connections: Vec::new(),
         disagreements: 0,
     };
     let mut reasons = BTreeMap::new();
@@ -119,10 +153,13 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         report.accelerated += u64::from(connection.is_accelerated());
         report.ring_bytes = report.ring_bytes.saturating_add(total.ring_bytes);
         report.kernel_bytes = report.kernel_bytes.saturating_add(total.kernel_bytes);
+        report.library_kernel_bytes = report.library_kernel_bytes.saturating_add(library_kernel_bytes(connection));
         report.doorbells = report.doorbells.saturating_add(doorbells(connection));
         report.sleeps = connection.ends().iter().fold(report.sleeps, |sum, end| sum.saturating_add(end.sleeps()));
         report.disagreements +=
             u64::from(disagrees(&connection.client, &connection.server) || disagrees(&connection.server, &connection.client));
+        let [server, client] = connection.ends().map(|end| end_report(end, connection.is_accelerated()));
+        report.connections.push(ConnectionReport { accelerated: connection.is_accelerated(), server, client });
         for (end, which) in connection.ends().into_iter().zip(["server", "client"]) {
             if let Some((reason, explanation)) = reason(end, connection.is_accelerated()) {
                 *reasons.entry((which, reason, explanation)).or_insert(0) += 1;
@@ -147,6 +184,31 @@ fn hit_rate(ring: u64, kernel: u64) -> Option<f64> {
 fn doorbells(connection: &Connection) -> u64 {
     let [server, client] = connection.ends();
     let sent = |from: &End, to: &End| from.doorbell_tx().or_else(|| to.doorbell_rx()).unwrap_or_default().0;
+    sent(server, client).saturating_add(sent(client, server))
+}
+
+fn end_report(end: &End, accelerated: bool) -> EndReport {
+    let calls = |pair: Option<(u64, u64)>| pair.unwrap_or_default().0;
+    let bytes = |pair: Option<(u64, u64)>| pair.unwrap_or_default().1;
+    EndReport {
+        cookie: end.cookie,
+        pids: end.pids.iter().copied().collect(),
+        library: end.ledger.is_some(),
+        reason: reason(end, accelerated).map(|(name, _)| name),
+        ring_tx_bytes: bytes(end.ring_tx()),
+        ring_rx_bytes: bytes(end.ring_rx()),
+        kernel_tx_bytes: bytes(end.library_tx()),
+        kernel_rx_bytes: bytes(end.library_rx()),
+        doorbell_tx_calls: calls(end.doorbell_tx()),
+        doorbell_rx_calls: calls(end.doorbell_rx()),
+        sleeps: end.sleeps(),
+    }
+}
+
+/// Program bytes through the kernel socket in both directions, by the ledgers alone.
+fn library_kernel_bytes(connection: &Connection) -> u64 {
+    let [server, client] = connection.ends();
+    let sent = |from: &End, to: &End| from.library_tx().or_else(|| to.library_rx()).unwrap_or_default().1;
     sent(server, client).saturating_add(sent(client, server))
 }
 

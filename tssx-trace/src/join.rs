@@ -43,6 +43,17 @@ impl End {
         self.ledger.as_ref().map(|_| self.grew(|slot| slot.doorbell_rx_calls, |slot| slot.doorbell_rx_bytes))
     }
 
+    /// Calls and bytes of the program that this end sent through the kernel socket, as the library counted them; `None` if it
+    /// has no ledger.
+    pub(crate) fn library_tx(&self) -> Option<(u64, u64)> {
+        self.ledger.as_ref().map(|_| self.grew(|slot| slot.kernel_tx_calls, |slot| slot.kernel_tx_bytes))
+    }
+
+    /// The same for what this end received.
+    pub(crate) fn library_rx(&self) -> Option<(u64, u64)> {
+        self.ledger.as_ref().map(|_| self.grew(|slot| slot.kernel_rx_calls, |slot| slot.kernel_rx_bytes))
+    }
+
     /// Times that this end's program went to sleep because a ring was empty or full.
     pub(crate) fn sleeps(&self) -> u64 {
         self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.sleeps))

@@ -34,7 +34,10 @@ const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 /// Where the machine lacks what tracing needs.
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
     let seen = watch(args.window.window(LEDGER_PERIOD))?;
-    let reports = sockets(&seen, &args.sockets);
+    let mut reports = sockets(&seen, &args.sockets);
+    if !args.connections {
+        reports.iter_mut().for_each(|report| report.connections.clear());
+    }
     let text = if args.window.json { json(&seen, args, &reports)? } else { render(&seen, &reports) };
     result(&text)?;
     seen.losses.tell(args.window.max_sockets);

@@ -1,0 +1,161 @@
+//! `verify` against exchanges of known size: no byte is lost between the two sources, and each miss has its reason.
+//!
+//! The library is named by `TSSX_PRELOAD` (absolute path); `cargo xtask test` sets it. Needs root and BPF.
+
+mod common;
+
+use std::path::Path;
+
+use common::{Guarded, client, exchange, server, stop, tracer};
+use serde_json::Value;
+
+/// Requests and bytes of each of the measured exchange; every request is answered with as many bytes.
+const COUNT: u64 = 5000;
+const SIZE: usize = 64;
+const TOTAL: u64 = 2 * COUNT * SIZE as u64;
+/// Requests before the measurement: enough for the connection to be upgraded.
+const WARM_UP: u64 = 2000;
+
+#[test]
+fn peer_process() {
+    common::run_peer();
+}
+
+/// A directory with a socket in it, and the environment that selects it.
+struct Place {
+    directory: tempfile::TempDir,
+    socket: String,
+    library: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let library = std::env::var("TSSX_PRELOAD")
+            .expect("TSSX_PRELOAD must name libtssx_preload.so: run these tests by `cargo xtask test`");
+        assert!(Path::new(&library).is_absolute(), "TSSX_PRELOAD must be absolute");
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("echo.sock").to_str().expect("UTF-8").to_owned();
+        Self { directory, socket, library }
+    }
+
+    fn accelerated(&self) -> [(&str, &str); 2] {
+        [("LD_PRELOAD", &self.library), ("USE_TSSX", &self.socket)]
+    }
+
+    fn verify(&self) -> Guarded {
+        let arguments = ["verify", "--json", "--connections", "--min-hit-rate", "99%", &self.socket];
+        tracer(&arguments, &self.directory.path().join("report"))
+    }
+
+    /// Ends the window; gives the exit code, the socket's part of the report and standard error.
+    fn end(&self, tracer: Guarded) -> (Option<i32>, Value, String) {
+        let (code, errors) = stop(tracer);
+        let text = std::fs::read_to_string(self.directory.path().join("report")).expect("a report");
+        let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}; {errors}"));
+        (code, report["sockets"][0].clone(), errors)
+    }
+}
+
+/// Nothing is lost and nothing counted twice: the two sources add up to what was exchanged, and the kernel's counters
+/// agree with the library's own.
+fn assert_adds_up(report: &Value, total: u64) {
+    let number = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("no {name} in {report}"));
+    assert_eq!(number("ring_bytes") + number("kernel_bytes"), total, "{report}");
+    assert_eq!(number("kernel_bytes"), number("library_kernel_bytes"), "{report}");
+    assert_eq!(number("disagreements"), 0, "{report}");
+}
+
+fn reasons(report: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let list = report["reasons"].as_array().expect("a list");
+    list.iter().map(|reason| (text(&reason["end"]), text(&reason["reason"]))).collect()
+}
+
+#[test]
+fn an_upgraded_connection_has_a_full_hit_rate() {
+    let place = Place::new();
+    let _server = server(&place.socket, &place.accelerated());
+    let mut client = client(&place.socket, &place.accelerated());
+    exchange(&mut client, WARM_UP, SIZE);
+    let tracer = place.verify();
+    exchange(&mut client, COUNT, SIZE);
+    let (code, report, errors) = place.end(tracer);
+    assert_adds_up(&report, TOTAL);
+    assert_eq!(code, Some(0), "{report} {errors}");
+    assert_eq!((report["selected"].as_u64(), report["accelerated"].as_u64()), (Some(1), Some(1)), "{report}");
+    assert!(report["hit_rate"].as_f64().expect("a rate") >= 0.99, "{report}");
+    assert!(reasons(&report).is_empty(), "{report}");
+}
+
+#[test]
+fn a_connection_that_comes_and_goes_within_the_window_is_counted_to_the_last_byte() {
+    let place = Place::new();
+    let tracer = place.verify();
+    let server = server(&place.socket, &place.accelerated());
+    let mut client = client(&place.socket, &place.accelerated());
+    exchange(&mut client, COUNT, SIZE);
+    assert!(client.finish().0.success());
+    assert!(server.finish().0.success());
+    let (_, report, errors) = place.end(tracer);
+    assert_adds_up(&report, TOTAL);
+    assert_eq!((report["selected"].as_u64(), report["accelerated"].as_u64()), (Some(1), Some(1)), "{report} {errors}");
+}
+
+#[test]
+fn with_the_library_at_the_server_only_the_reason_is_given() {
+    let place = Place::new();
+    let _server = server(&place.socket, &place.accelerated());
+    let tracer = place.verify();
+    let mut client = client(&place.socket, &[]);
+    exchange(&mut client, COUNT, SIZE);
+    let (code, report, errors) = place.end(tracer);
+    assert_eq!(code, Some(4), "{errors}");
+    assert_adds_up(&report, TOTAL);
+    assert_eq!(report["hit_rate"].as_f64(), Some(0.0), "{report}");
+    let expected = [("client", "no-library"), ("server", "peer-not-ready")];
+    assert_eq!(reasons(&report), expected.map(|(end, reason)| (end.to_owned(), reason.to_owned())), "{report}");
+}
+
+#[test]
+fn with_the_library_at_the_client_only_the_reason_is_given() {
+    let place = Place::new();
+    let _server = server(&place.socket, &[]);
+    let tracer = place.verify();
+    let mut client = client(&place.socket, &place.accelerated());
+    exchange(&mut client, COUNT, SIZE);
+    let (code, report, errors) = place.end(tracer);
+    assert_eq!(code, Some(4), "{errors}");
+    assert_adds_up(&report, TOTAL);
+    assert_eq!(report["hit_rate"].as_f64(), Some(0.0), "{report}");
+    let expected = [("client", "peer-not-ready"), ("server", "no-library")];
+    assert_eq!(reasons(&report), expected.map(|(end, reason)| (end.to_owned(), reason.to_owned())), "{report}");
+}
+
+#[test]
+fn a_connection_too_short_to_upgrade_is_named_as_such() {
+    let place = Place::new();
+    let _server = server(&place.socket, &place.accelerated());
+    let tracer = place.verify();
+    let mut client = client(&place.socket, &place.accelerated());
+    exchange(&mut client, 1, SIZE);
+    let (code, report, errors) = place.end(tracer);
+    assert_eq!(code, Some(4), "{errors}");
+    assert_adds_up(&report, 2 * SIZE as u64);
+    assert_eq!(report["accelerated"].as_u64(), Some(0), "{report}");
+    assert!(reasons(&report).iter().all(|(_, reason)| reason == "too-few-operations"), "{report}");
+}
+
+#[test]
+fn without_the_library_there_is_no_hit_rate_and_the_exit_status_says_so() {
+    let place = Place::new();
+    let _server = server(&place.socket, &[]);
+    let mut client = client(&place.socket, &[]);
+    let tracer = place.verify();
+    exchange(&mut client, COUNT, SIZE);
+    let (code, report, errors) = place.end(tracer);
+    assert_eq!(code, Some(5), "{errors}");
+    assert!(errors.contains(&place.socket) && errors.contains("no hit rate"), "{errors}");
+    assert_eq!((report["selected"].as_u64(), report["not_selected"].as_u64()), (Some(0), Some(1)), "{report}");
+    assert_eq!(report["not_selected_bytes"].as_u64(), Some(TOTAL), "{report}");
+    assert!(report["hit_rate"].is_null(), "{report}");
+}
