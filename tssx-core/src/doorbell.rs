@@ -98,6 +98,17 @@ pub fn announce(segment: &Segment, kind: u32) {
     fence(SeqCst);
 }
 
+/// Consumer, under the receiving lock: whether a watcher is announced.
+#[must_use]
+pub fn is_watched(segment: &Segment) -> bool {
+    segment.rx().asleep.load(Relaxed) & ASLEEP_WATCHER != 0
+}
+
+/// Consumer, under the receiving lock: nobody sleeps any more, so no doorbell is needed.
+pub fn withdraw(segment: &Segment) {
+    segment.rx().asleep.fetch_and(!ASLEEP, SeqCst);
+}
+
 /// Consumer, after publishing: whether the producer waits for room that it should now be given. `before` and `after` are the
 /// unread bytes around the read; only a read that crosses the mark needs to look.
 #[must_use]
@@ -151,6 +162,23 @@ pub fn outstanding(slot: &Slot, segment: &Segment) -> bool {
 pub fn say_gone(segment: &Segment, closed: bool) {
     let bit = if closed { GONE_CLOSED } else { GONE_SHUTDOWN };
     segment.rx().asleep.fetch_or(bit, SeqCst);
+}
+
+/// Producer: tells the consumer that nothing more will come, so that it asks the kernel for the end of file.
+pub fn say_finished(segment: &Segment) {
+    segment.tx().finished.store(1, Release);
+}
+
+/// Consumer: whether this end itself reads no more.
+#[must_use]
+pub fn self_gone(segment: &Segment) -> bool {
+    segment.rx().asleep.load(Relaxed) & (GONE_CLOSED | GONE_SHUTDOWN) != 0
+}
+
+/// Whether the peer said that it sends or reads no more: what the kernel says then matters even while rings are busy.
+#[must_use]
+pub fn peer_ending(segment: &Segment) -> bool {
+    reader_gone(segment) || segment.rx().finished.load(Relaxed) != 0
 }
 
 /// Producer: whether the consumer said that it reads no more.

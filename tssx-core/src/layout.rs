@@ -110,8 +110,8 @@ pub struct Direction {
     pub tx_bytes: AtomicU64,
     /// Doorbell bytes the producer has sent; tells the consumer whether a stale one may wait.
     pub doorbells: AtomicU64,
-    /// Room.
-    pub pad1: AtomicU64,
+    /// 1 once the producer sends no more: it shut down or closed. The kernel tells end of file; this says that it is worth asking.
+    pub finished: AtomicU64,
     /// Ring position up to which the consumer has read. Writer: consumer (Release); the producer's Acquire load pairs with it.
     pub head: AtomicU64,
     /// Keeps `head` apart from what follows.
@@ -145,6 +145,7 @@ const _: () = {
     assert!(offset_of!(Direction, tx_sequence) == 96);
     assert!(offset_of!(Direction, tx_bytes) == 104);
     assert!(offset_of!(Direction, doorbells) == 112);
+    assert!(offset_of!(Direction, finished) == 120);
     assert!(offset_of!(Direction, head) == 128);
     assert!(offset_of!(Direction, asleep) == 256);
     assert!(offset_of!(Direction, consent) == 260);

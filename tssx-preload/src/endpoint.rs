@@ -46,6 +46,8 @@ pub(crate) struct Endpoint {
     left: AtomicU32,
     /// When the kernel last said that the peer lives, in ticks.
     pub(crate) last_alive: AtomicU64,
+    /// When poll or select asked the kernel about this socket last, in ticks.
+    pub(crate) asked: AtomicU64,
     /// How long waiting for the ring pays.
     pub(crate) spin: SpinBudget,
     /// The upgrade's schedule.
@@ -137,6 +139,7 @@ impl Endpoint {
         endpoint.pins.store(1, Relaxed);
         endpoint.left.store(0, Relaxed);
         endpoint.last_alive.store(0, Relaxed);
+        endpoint.asked.store(0, Relaxed);
         endpoint.spin.reset();
         endpoint.schedule.reset();
         endpoint.watchers.reset();
@@ -218,6 +221,7 @@ impl Endpoint {
         if let Some(slot) = self.slot()
             && let Some(segment) = self.segment(slot).filter(|_| slot.holders.load(Relaxed) == 1)
         {
+            doorbell::say_finished(&segment);
             doorbell::say_gone(&segment, true);
         }
         self.watchers.forget(self);

@@ -22,6 +22,9 @@ pub(crate) unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, count: size
     if fd_table::stream(fd).is_none() {
         return plain();
     }
+    if count == 0 {
+        return errno::bytes(receive::receive_nothing(fd, flags, plain));
+    }
     // SAFETY: as above.
     unsafe { receive_into(fd, buffer, count, flags, plain) }
 }
@@ -93,7 +96,10 @@ pub(crate) unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
     let Some(header) = (unsafe { message.as_ref() }) else { return errno::bytes(Err(Errno(libc::EFAULT))) };
     // SAFETY: as above.
     let parts = unsafe { Parts::from_raw(header.msg_iov, header.msg_iovlen) };
-    errno::bytes(parts.and_then(|parts| receive::receive(fd, &parts, flags, message, plain)))
+    errno::bytes(parts.and_then(|parts| match parts.total() {
+        0 => receive::receive_nothing(fd, flags, plain),
+        _ => receive::receive(fd, &parts, flags, message, plain),
+    }))
 }
 
 /// sendmsg(2).

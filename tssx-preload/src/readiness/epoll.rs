@@ -10,11 +10,12 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use core::sync::atomic::fence;
 
 use libc::{epoll_event, timespec};
-use tssx_core::clock;
+use tssx_core::ledger::layout::MODE_RING;
 use tssx_core::reason::Reason;
+use tssx_core::{clock, doorbell};
 
 use super::deadline::Deadline;
-use super::interest::{EpollSet, Open, Watch};
+use super::interest::{EpollSet, Watch};
 use super::state;
 use crate::endpoint::{Way, lock_stream};
 use crate::errno::Result;
@@ -25,6 +26,8 @@ use crate::socket::establish;
 
 /// Longest time for which busy rings keep the kernel from being asked, microseconds.
 const ASK_US: u64 = 20;
+/// Waits in a row in which a stream may be silent and still be looked at in user space.
+const IDLE_WAITS_MAX: u8 = 4;
 /// No arrival was reported yet.
 const NOTHING_REPORTED: u64 = u64::MAX;
 /// Modes in which the kernel must do all the reporting.
@@ -53,7 +56,8 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
         watch.endpoint.watchers.remove(set);
     }
     let Some(event) = event.filter(|_| operation != libc::EPOLL_CTL_DEL) else { return };
-    let watch = Watch { fd, events: event.events, data: event.u64, endpoint, active: false, reported: NOTHING_REPORTED };
+    let watch =
+        Watch { fd, events: event.events, data: event.u64, endpoint, active: false, idle_waits: 0, reported: NOTHING_REPORTED };
     let noted = endpoint.watchers.insert(set) && open.add(watch);
     drop(open);
     if !noted || event.events & KERNEL_MODES != 0 {
@@ -96,19 +100,21 @@ pub(crate) fn wait(
 ) -> Result<usize> {
     loop {
         heed(set);
-        let ready = collect(set, events);
+        let first = if set.kernel_first.swap(0, Relaxed) == 1 { ask(set, events, 0, Deadline::Now, &mut kernel)? } else { 0 };
+        let ready = collect(set, events, first);
         if ready > 0 {
-            return Ok(ready + also_kernel(set, events.get_mut(ready..).unwrap_or_default(), &mut kernel));
+            return Ok(also_kernel(set, events, ready, &mut kernel));
         }
         if deadline == Deadline::Now {
-            return ask(set, events, Some(Deadline::Now), &mut kernel);
+            return ask(set, events, 0, Deadline::Now, &mut kernel);
         }
         if has_active(set) && set.spin.spin(|| peek(set)) {
             continue;
         }
         set.sleepers.fetch_add(1, AcqRel);
         fence(SeqCst);
-        let asked = if leave_to_kernel(set) || heed(set) { Ok(0) } else { ask(set, events, Some(deadline), &mut kernel) };
+        let asked = if leave_to_kernel(set) || heed(set) { Ok(0) } else { ask(set, events, 0, deadline, &mut kernel) };
+        take_back(set);
         set.sleepers.fetch_sub(1, AcqRel);
         match asked {
             // A doorbell that was too late, or something that became ready just before the wait.
@@ -121,10 +127,7 @@ pub(crate) fn wait(
 /// Whether a stream of the set may be in a ring: otherwise the kernel's wait is all there is to do.
 pub(crate) fn concerns_us(set: &EpollSet) -> bool {
     let mut open = set.open();
-    open.all().iter().any(|watch| {
-        let slot = watch.endpoint.slot();
-        slot.is_some_and(|slot| watch.endpoint.segment(slot).is_some())
-    })
+    open.all().iter().any(|watch| watch.endpoint.slot().is_some_and(|slot| watch.endpoint.segment(slot).is_some()))
 }
 
 /// Looks at every stream again if somebody took a doorbell that a wait might rely on.
@@ -138,7 +141,7 @@ fn heed(set: &EpollSet) -> bool {
 }
 
 fn has_active(set: &EpollSet) -> bool {
-    !set.open().active().is_empty()
+    set.open().active().iter().any(in_ring)
 }
 
 /// What the rings say of one record, without asking the kernel and without reporting it.
@@ -168,52 +171,66 @@ fn peek(set: &EpollSet) -> bool {
     set.open().active().iter().any(|watch| ready_events(watch) != 0)
 }
 
-/// Reports what the active streams' rings say, up to the length of the array.
-fn collect(set: &EpollSet, events: &mut [epoll_event]) -> usize {
+/// Adds what the active streams' rings say to the first `used` events; how many there are then.
+fn collect(set: &EpollSet, events: &mut [epoll_event], used: usize) -> usize {
+    let (known, room) = events.split_at_mut(used.min(events.len()));
     let mut open = set.open();
     let active = open.active();
     let mut count = 0;
     for watch in active.iter_mut() {
-        let Some(event) = events.get_mut(count) else { break };
+        let Some(event) = room.get_mut(count) else { break };
         let ready = ready_events(watch);
-        if ready != 0 {
+        let reported = known.iter().any(|event| { event.u64 } == watch.data);
+        if ready != 0 && !reported {
             *event = epoll_event { events: ready, u64: watch.data };
             mark_reported(watch);
             count += 1;
         }
     }
     // Whoever did not fit comes first next time.
-    if count == events.len() && count < active.len() {
+    if count == room.len() && count < active.len() {
         active.rotate_left(count);
     }
-    count
+    used + count
 }
 
-/// While rings are busy: asks the kernel too if it was not asked for a while, for what still fits into the array.
+/// While rings are busy: if the kernel was not asked for a while, asks it too for what still fits into the array, or first thing
+/// next time if nothing fits. How many events there are then.
 fn also_kernel(
     set: &'static EpollSet,
-    room: &mut [epoll_event],
+    events: &mut [epoll_event],
+    ready: usize,
     kernel: &mut impl FnMut(&mut [epoll_event], Option<timespec>) -> Result<usize>,
 ) -> usize {
-    let due = clock::ticks().wrapping_sub(set.asked.load(Relaxed)) > ASK_US * clock::ticks_per_us();
-    if room.is_empty() || !due { 0 } else { ask(set, room, Some(Deadline::Now), kernel).unwrap_or(0) }
+    if clock::ticks().wrapping_sub(set.asked.load(Relaxed)) <= ASK_US * clock::ticks_per_us() {
+        return ready;
+    }
+    if ready >= events.len() {
+        set.kernel_first.store(1, Relaxed);
+        return ready;
+    }
+    ask(set, events, ready, Deadline::Now, kernel).unwrap_or(ready)
 }
 
-/// The real wait, and what its events mean.
+/// The real wait into the array behind its first `used` events, and what its events mean. How many there are then. A stream that is
+/// among the first already gets its kernel bits there, not a second event.
 fn ask(
     set: &'static EpollSet,
     events: &mut [epoll_event],
-    deadline: Option<Deadline>,
+    used: usize,
+    deadline: Deadline,
     kernel: &mut impl FnMut(&mut [epoll_event], Option<timespec>) -> Result<usize>,
 ) -> Result<usize> {
-    let count = kernel(events, deadline.and_then(Deadline::left))?;
+    let count = kernel(events.get_mut(used..).unwrap_or_default(), deadline.left())?;
     set.asked.store(clock::ticks(), Relaxed);
-    let mut kept = 0;
-    for index in 0..count {
+    let mut kept = used;
+    for index in used..used + count {
         let Some(event) = events.get(index).copied() else { break };
-        if let Some(event) = interpret(set, event)
-            && let Some(place) = events.get_mut(kept)
-        {
+        let Some(event) = interpret(set, event) else { continue };
+        let data = event.u64;
+        if let Some(known) = events.iter_mut().take(used).find(|known| { known.u64 } == data) {
+            known.events |= event.events;
+        } else if let Some(place) = events.get_mut(kept) {
             *place = event;
             kept += 1;
         }
@@ -281,21 +298,68 @@ fn low_bits(events: u32) -> i16 {
     u16::try_from(events & 0xffff).unwrap_or(0).cast_signed()
 }
 
-/// Announces a watcher on every active stream and makes it inactive. True if one is ready after all; it stays active.
+/// Announces a watcher on every active stream. True if one is ready after all.
 fn leave_to_kernel(set: &'static EpollSet) -> bool {
-    // The records stay put while we lock streams: only waits of this set activate, and a close removes under the set's lock.
+    let mut index = 0;
     loop {
-        let next = set.open().active().last().copied();
+        // A copy: taking doorbells needs the stream's lock, which is never taken inside the set's.
+        let next = set.open().active().get(index).copied();
         let Some(watch) = next else { return false };
-        let ready = announce(&watch) && is_still_ready(set, &watch);
-        if ready {
+        if announce(&watch) && is_still_ready(set, &watch) {
             return true;
         }
-        let mut open: Open<'_> = set.open();
-        if let Some(index) = open.active().iter().position(|other| other.fd == watch.fd) {
-            open.deactivate(index);
-        }
+        index += 1;
     }
+}
+
+/// After the kernel's wait: streams that were busy lately are looked at in user space again, and need no doorbell for their next
+/// bytes; the others stay with the kernel.
+fn take_back(set: &'static EpollSet) {
+    let mut index = 0;
+    loop {
+        let next = set.open().active().get(index).copied();
+        let Some(watch) = next else { return };
+        let found = look_after_wait(set, &watch);
+        let mut open = set.open();
+        match open.active().get_mut(index).filter(|same| same.fd == watch.fd) {
+            Some(same) if found == AfterWait::Busy => same.idle_waits = 0,
+            Some(same) if found == AfterWait::Quiet => same.idle_waits = same.idle_waits.saturating_add(1),
+            Some(_) => {
+                open.deactivate(index);
+                continue; // another record is at this index now
+            }
+            None => {}
+        }
+        index += 1;
+    }
+}
+
+/// What a stream looks like after a wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AfterWait {
+    /// Its ring holds bytes.
+    Busy,
+    /// Nothing came, but it was busy not long ago.
+    Quiet,
+    /// Nothing came for several waits, and its peer knows that it must ring.
+    Idle,
+}
+
+/// Withdraws the announcement of a stream that was busy lately, if nobody else can be relying on it.
+fn look_after_wait(set: &EpollSet, watch: &Watch) -> AfterWait {
+    let Some(rx) = lock_stream(watch.fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, watch.endpoint)) else {
+        return AfterWait::Quiet;
+    };
+    let Some(segment) = rx.segment.filter(|_| rx.slot.rx_mode.load(Relaxed) == MODE_RING) else { return AfterWait::Quiet };
+    let bytes = state::from_rings(rx.slot, &segment) & state::READABLE != 0;
+    // Announced still, under the lock: whoever takes a doorbell that is rung from now on announces again.
+    if !bytes && watch.idle_waits >= IDLE_WAITS_MAX && doorbell::is_watched(&segment) {
+        return AfterWait::Idle;
+    }
+    if rx.slot.rx_waiters.load(Relaxed) == 0 && set.sleepers.load(Relaxed) == 1 && rx.endpoint.watchers.count() == 1 {
+        doorbell::withdraw(&segment);
+    }
+    if bytes { AfterWait::Busy } else { AfterWait::Quiet }
 }
 
 fn announce(watch: &Watch) -> bool {

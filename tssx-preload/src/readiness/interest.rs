@@ -34,6 +34,8 @@ pub(crate) struct Watch {
     pub(crate) data: u64,
     pub(crate) endpoint: &'static Endpoint,
     pub(crate) active: bool,
+    /// Kernel waits in a row that brought this stream nothing.
+    pub(crate) idle_waits: u8,
     /// Edge-triggered: ring position up to which arrivals were reported; `u64::MAX` when none was.
     pub(crate) reported: u64,
 }
@@ -47,6 +49,8 @@ pub(crate) struct EpollSet {
     pub(crate) sleepers: AtomicU32,
     /// 1 when a stream of the set lost its doorbell while its ring held bytes: the next wait looks at all streams.
     pub(crate) attention: AtomicU32,
+    /// 1 when rings filled the program's array while the kernel was due: it is asked before them next time.
+    pub(crate) kernel_first: AtomicU32,
     /// When the kernel was asked last, in ticks.
     pub(crate) asked: AtomicU64,
     pub(crate) spin: SpinBudget,
@@ -88,6 +92,7 @@ impl EpollSet {
         set.descriptors.store(0, Relaxed);
         set.sleepers.store(0, Relaxed);
         set.attention.store(0, Relaxed);
+        set.kernel_first.store(0, Relaxed);
         set.asked.store(0, Relaxed);
         set.spin.reset();
         Some(set)
@@ -253,6 +258,11 @@ impl Watchers {
     pub(crate) fn call_attention(&self) {
         self.each().for_each(|set| set.attention.store(1, Relaxed));
         fence(SeqCst);
+    }
+
+    /// How many sets watch the connection.
+    pub(crate) fn count(&self) -> u32 {
+        self.count.load(Relaxed)
     }
 
     /// Whether a thread may be asleep in a set that watches the connection.

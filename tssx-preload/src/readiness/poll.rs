@@ -25,10 +25,9 @@ pub(crate) fn poll(
     deadline: Deadline,
     mut kernel: impl FnMut(&mut [pollfd], Option<&timespec>) -> Result<c_int>,
 ) -> Result<c_int> {
-    let only_rings = fds.iter().all(|entry| entry.fd < 0 || state::look(entry.fd).is_some());
     loop {
         let ready = look(fds);
-        if ready > 0 && only_rings {
+        if ready > 0 && fds.iter().all(|entry| entry.fd < 0 || state::rings_suffice(entry.fd)) {
             return Ok(ready);
         }
         if ready > 0 || deadline == Deadline::Now {

@@ -8,7 +8,7 @@ use tssx_core::layout::{ASLEEP_WATCHER, STATE_KERNEL};
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::switchover;
+use tssx_core::{clock, switchover};
 
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::socket::reset;
@@ -42,6 +42,20 @@ pub(crate) fn from_rings(slot: &Slot, segment: &Segment) -> i16 {
     ready
 }
 
+/// Longest time for which poll and select believe the rings alone, microseconds: a peer that was killed cannot say so in the
+/// segment.
+const ASK_US: u64 = 20;
+
+/// Whether the rings' word for the stream at `fd` is enough for now: both ends are open as far as they said, and the kernel was
+/// asked a moment ago.
+pub(crate) fn rings_suffice(fd: c_int) -> bool {
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
+    let Some(segment) = rx.segment.filter(|segment| concerns_us(rx.slot, segment)) else { return false };
+    let both = rx.slot.rx_mode.load(Relaxed) == MODE_RING && rx.slot.tx_mode.load(Relaxed) == MODE_RING;
+    let fresh = clock::ticks().wrapping_sub(rx.endpoint.asked.load(Relaxed)) < ASK_US * clock::ticks_per_us();
+    both && fresh && rx.slot.tx_shutdown.load(Relaxed) == 0 && !doorbell::peer_ending(&segment) && !doorbell::self_gone(&segment)
+}
+
 /// What the stream at `fd` is ready for according to its rings; `None` if no ring concerns it.
 pub(crate) fn look(fd: c_int) -> Option<i16> {
     let rx = lock_stream(fd, Way::Rx)?;
@@ -62,6 +76,7 @@ fn switch_if_due(rx: &Locked, segment: &Segment) {
 /// doorbells are taken where the ring is empty.
 pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, revents: i16) -> i16 {
     switch_if_due(rx, segment);
+    rx.endpoint.asked.store(clock::ticks(), Relaxed);
     let mut ready = revents;
     if rx.slot.rx_mode.load(Relaxed) == MODE_RING {
         if from_rings(rx.slot, segment) & READABLE != 0 {

@@ -7,7 +7,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use libc::{sockaddr, sockaddr_un, socklen_t};
-use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR};
+use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR, SLOT_SELECTED, SLOT_UPGRADED};
 use tssx_core::ledger::slots;
 use tssx_core::reason::Reason;
 use tssx_core::segment::Segment;
@@ -108,13 +108,12 @@ fn is_stream(fd: c_int) -> bool {
 /// After an operation on the kernel socket: makes the step of the upgrade that is due, if any.
 pub(crate) fn after_kernel_operation(fd: c_int, endpoint: &'static Endpoint) {
     let Some(slot) = endpoint.slot() else { return };
-    if slot.state.load(Relaxed) != tssx_core::ledger::layout::SLOT_SELECTED {
-        return;
-    }
+    let state = slot.state.load(Relaxed);
     match endpoint.segment(slot) {
-        Some(_) => consent(fd),
-        None if endpoint.schedule.due(slot, init::threshold()) => step(fd, endpoint),
-        None => {}
+        // Each direction switches by itself: one may be in its ring while the other still waits for consent.
+        Some(_) if state == SLOT_SELECTED || state == SLOT_UPGRADED => consent(fd),
+        None if state == SLOT_SELECTED && endpoint.schedule.due(slot, init::threshold()) => step(fd, endpoint),
+        _ => {}
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`options`]: `getsockopt`, `setsockopt`, `ioctl`, `fcntl`, `shutdown` where a ring changes the answer;
 //! - [`fallback`]: leaving the ring for what it cannot carry.
 
+mod alive;
 pub(crate) mod ancillary;
 mod crossing;
 pub(crate) mod establish;

@@ -25,6 +25,9 @@ pub(crate) fn shutdown(fd: c_int, how: c_int) -> Result<c_int> {
     if let (Some(tx), Ok(_)) = (tx, result) {
         if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
             tx.slot.tx_shutdown.store(1, Relaxed);
+            if let Some(segment) = &tx.segment {
+                doorbell::say_finished(segment);
+            }
         }
         if let Some(segment) = tx.segment.filter(|_| how == libc::SHUT_RD || how == libc::SHUT_RDWR) {
             doorbell::say_gone(&segment, false);

@@ -102,6 +102,17 @@ pub(crate) fn receive(
     }
 }
 
+/// `recv` and `recvmsg` with room for nothing: they wait, fail and end as others do, and return 0 once there is something.
+pub(crate) fn receive_nothing(fd: c_int, flags: c_int, plain: impl Fn() -> isize) -> Result<usize> {
+    let in_ring = lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING);
+    if !in_ring || flags & KERNEL_FLAGS != 0 {
+        return errno::from_bytes(plain());
+    }
+    let mut byte = [0_u8];
+    let parts = crate::user_buf::single((&raw mut byte).cast(), 1);
+    receive(fd, &Parts::new(&parts)?, flags | libc::MSG_PEEK, core::ptr::null_mut(), plain).map(|_| 0)
+}
+
 /// What `recvmsg` says besides the bytes when they came from a ring: no control messages, no flags, and the peer's name.
 fn no_ancillary_data(fd: c_int, message: *mut libc::msghdr) {
     // SAFETY: null, or the header that the program passed to recvmsg(2), which writes it.

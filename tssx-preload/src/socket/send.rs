@@ -11,17 +11,13 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, doorbell, switchover, sys};
+use tssx_core::{doorbell, switchover};
 
-use super::{establish, fallback, wait};
-use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
+use super::{alive, establish, fallback, wait};
+use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::init;
 use crate::user_buf::Parts;
-
-/// Longest time for which a peer that was seen alive is believed to be, microseconds. A peer that closes says so in the
-/// segment; this is for one that was killed while awake.
-const ALIVE_US: u64 = 50;
 
 /// What one look at a locked direction led to.
 enum Attempt {
@@ -101,7 +97,7 @@ fn through_kernel(fd: c_int, tx: Locked, plain: &impl Fn() -> isize) -> Result<u
 }
 
 fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: usize) -> Attempt {
-    if tx.slot.tx_shutdown.load(Relaxed) != 0 || doorbell::reader_gone(segment) || !believed_alive(fd, tx.endpoint) {
+    if tx.slot.tx_shutdown.load(Relaxed) != 0 || doorbell::reader_gone(segment) || !alive::is_believed(fd, tx.endpoint, segment) {
         return Attempt::Gone;
     }
     let Ok(mut producer) = Producer::open(segment) else {
@@ -122,20 +118,6 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
         return Attempt::Gone;
     }
     Attempt::Wrote(count)
-}
-
-/// Whether the peer lived a moment ago. Asks the kernel if that moment is too long ago.
-#[inline]
-fn believed_alive(fd: c_int, endpoint: &Endpoint) -> bool {
-    let now = clock::ticks();
-    if now.wrapping_sub(endpoint.last_alive.load(Relaxed)) < ALIVE_US * clock::ticks_per_us() {
-        return true;
-    }
-    let gone = sys::poll_now(fd, 0).unwrap_or(0) & (libc::POLLHUP | libc::POLLERR) != 0;
-    if !gone {
-        endpoint.last_alive.store(now, Relaxed);
-    }
-    !gone
 }
 
 /// Room to write, as far as can be seen without the lock; impossible positions count as room, so that the caller looks.
