@@ -15,6 +15,13 @@
 pub const TRAFFIC_MAP: &str = "TRAFFIC";
 /// Name of the per-CPU array of [`LossCount`], indexed by [`Loss`].
 pub const LOSSES_MAP: &str = "LOSSES";
+/// Name of the ring buffer that tells of each process when it first counts: its [`TrafficKey::tgid`], four bytes. A hint and no
+/// evidence: what does not fit is dropped.
+pub const ARRIVALS_MAP: &str = "ARRIVALS";
+/// Bytes of [`ARRIVALS_MAP`]: some thousand processes between two looks.
+pub const ARRIVALS_BYTES: u32 = 64 * 1024;
+/// Processes that [`ARRIVALS_MAP`] is known to have told of; beyond, the one seen longest ago may be told again.
+pub const ARRIVED_ENTRIES: u32 = 16_384;
 /// Entries of [`TRAFFIC_MAP`] unless the loader asks for another number: pairs of one socket and one process.
 pub const TRAFFIC_ENTRIES: u32 = 65_536;
 

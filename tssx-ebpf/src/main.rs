@@ -18,10 +18,10 @@ use aya_ebpf::bindings::bpf_pidns_info;
 use aya_ebpf::helpers::generated::{bpf_get_ns_current_pid_tgid, bpf_get_socket_cookie, bpf_skc_to_unix_sock};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::{btf_tracepoint, map};
-use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_log_ebpf::debug;
-use tssx_ebpf::{Loss, LossCount, TRAFFIC_ENTRIES, Traffic, TrafficKey};
+use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Loss, LossCount, TRAFFIC_ENTRIES, Traffic, TrafficKey};
 
 /// `MSG_PEEK` of recv(2): the bytes stay queued and will be read again.
 const MSG_PEEK: i32 = 2;
@@ -45,6 +45,13 @@ static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> = PerCpuHashMap::with_max_ent
 
 #[map]
 static LOSSES: PerCpuArray<LossCount> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
+
+#[map]
+static ARRIVALS: RingBuf = RingBuf::with_byte_size(ARRIVALS_BYTES, 0);
+
+/// Processes that `ARRIVALS` told of.
+#[map]
+static ARRIVED: LruHashMap<u32, u8> = LruHashMap::with_max_entries(ARRIVED_ENTRIES, 0);
 
 /// The socket that was last told about new bytes on this CPU, and by which thread.
 ///
@@ -181,12 +188,22 @@ fn record_of(key: &TrafficKey) -> Result<*mut Traffic, Loss> {
     if let Some(record) = TRAFFIC.get_ptr_mut(key) {
         return Ok(record);
     }
+    tell_of(key.tgid);
     let fresh = Traffic { tx_calls: 0, tx_bytes: 0, rx_calls: 0, rx_bytes: 0, peer: 0, comm: [0; 16] };
     match TRAFFIC.insert(key, fresh, BPF_NOEXIST) {
         Ok(()) | Err(EEXIST) => TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused),
         Err(E2BIG) => Err(Loss::MapFull),
         Err(ENOMEM) => Err(Loss::NoMemory),
         Err(_) => Err(Loss::Refused),
+    }
+}
+
+/// Tells the reader of a process that it was not told of: one that lives a moment only can then be looked at in time.
+#[inline(always)]
+fn tell_of(tgid: u32) {
+    if ARRIVED.get_ptr(tgid).is_none() && ARRIVED.insert(tgid, 1, BPF_NOEXIST).is_ok() {
+        // A full buffer loses a hint, and the reader looks at every process from time to time anyhow.
+        let _hint = ARRIVALS.output::<[u8; 4]>(tgid.to_ne_bytes(), 0);
     }
 }
 

@@ -106,6 +106,14 @@ impl Ledgers {
         self.read();
     }
 
+    /// Looks into processes that just began to use Unix sockets, and may be gone soon.
+    pub(crate) fn look_into(&mut self, pids: &[u32]) {
+        for pid in pids {
+            let _later = self.look_at(*pid);
+        }
+        self.read();
+    }
+
     fn look_for_more(&mut self) {
         let mut scan = std::mem::take(&mut self.scan);
         scan.run(|pid| self.look_at(pid));

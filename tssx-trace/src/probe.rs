@@ -2,18 +2,26 @@
 //!
 //! Nothing is pinned: the kernel detaches everything when this process ends, however it ends.
 
-#![allow(unsafe_code, reason = "aya's Pod is an unsafe trait: it promises that any bytes are a valid record")]
+#![allow(
+    unsafe_code,
+    reason = "aya's Pod promises that any bytes are a valid record; tokio's AsyncFd that a descriptor stays open"
+)]
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 
-use crate::losses::Losses;
 use anyhow::{Context, anyhow};
-use aya::maps::{PerCpuArray, PerCpuHashMap};
+use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
-use tssx_ebpf::{LOSSES_MAP, Loss, LossCount, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic, TrafficKey};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tssx_ebpf::{
+    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic, TrafficKey,
+};
+
+use crate::losses::Losses;
 
 /// The object that build.rs put beside us, aligned as an ELF reader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tssx-ebpf.o"));
@@ -116,6 +124,19 @@ impl Probe {
         Ok(Self { ebpf, logger })
     }
 
+    /// The processes that begin to use Unix sockets, from now on. Can be taken once; needs the event loop.
+    ///
+    /// # Errors
+    /// Where the ring buffer cannot be read or was taken.
+    pub(crate) fn arrivals(&mut self) -> anyhow::Result<Arrivals> {
+        let map = self.ebpf.take_map(ARRIVALS_MAP).ok_or_else(|| anyhow!("the object has no map {ARRIVALS_MAP}"))?;
+        let ring = RingBuf::try_from(map)?;
+        // SAFETY: the ring buffer owns its map and with it the descriptor: it is open, always the same, and closed only when
+        // the ring buffer is dropped, which `AsyncFd` does after it has let go of the descriptor.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+        Ok(Arrivals { ring: ring.map_err(std::io::Error::from).context("cannot wait for the kernel's ring buffer")? })
+    }
+
     /// Prints what the kernel programs logged since the last call.
     pub(crate) fn flush_log(&mut self) {
         if let Some(logger) = &mut self.logger {
@@ -191,6 +212,27 @@ fn pid_namespace() -> anyhow::Result<(u64, u64)> {
     let metadata = std::fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid: mount /proc")?;
     let inode = if metadata.ino() == INITIAL_PID_NAMESPACE { 0 } else { metadata.ino() };
     Ok((metadata.dev(), inode))
+}
+
+/// Processes at the moment they first count, by number: a hint to look at them before they are gone.
+pub(crate) struct Arrivals {
+    ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl Arrivals {
+    /// Waits for the next ones. Nothing is lost if the wait is given up.
+    ///
+    /// # Errors
+    /// Where the event loop fails.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Vec<u32>> {
+        let mut ready = self.ring.readable_mut().await?;
+        let mut pids = Vec::new();
+        while let Some(record) = ready.get_inner_mut().next() {
+            pids.extend(<[u8; 4]>::try_from(&*record).ok().map(u32::from_ne_bytes));
+        }
+        ready.clear_ready();
+        Ok(pids)
+    }
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut BtfTracePoint> {

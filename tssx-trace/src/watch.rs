@@ -59,6 +59,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
+    let mut arrivals = sources.probe.arrivals()?;
     output::note(&format!("attached; watching Unix sockets for {:.1} s", window.duration.as_secs_f64()));
 
     let mut ledger_ticks = ticks(window.ledger_period);
@@ -72,6 +73,11 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
             () = &mut end => break false,
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
+            pids = arrivals.next() => {
+                let pids = pids?;
+                sources.ledgers.look_into(&pids);
+                sources.processes.remember_new(pids.into_iter());
+            }
             _ = ledger_ticks.tick() => {
                 let started = Instant::now();
                 sources.ledgers.refresh();
