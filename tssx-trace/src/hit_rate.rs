@@ -32,7 +32,9 @@ pub(crate) struct SocketReport {
     pub(crate) ring_bytes: u64,
     /// Program bytes of the same connections through the kernel socket, as the kernel programs counted them.
     pub(crate) kernel_bytes: u64,
-    /// The same as the library counted it. More in `kernel_bytes` went past the library, or fell between the edges.
+    /// Of these, what accelerated connections moved: before they were upgraded, or after they went back.
+    pub(crate) kernel_bytes_of_accelerated: u64,
+    /// `kernel_bytes` as the library counted it. More in `kernel_bytes` went past the library, or fell between the edges.
     pub(crate) library_kernel_bytes: u64,
     /// Connections of the window that a library selected at one end or both.
     pub(crate) selected: u64,
@@ -128,6 +130,7 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         hit_rate: None,
         ring_bytes: 0,
         kernel_bytes: 0,
+        kernel_bytes_of_accelerated: 0,
         library_kernel_bytes: 0,
         selected: 0,
         accelerated: 0,
@@ -153,6 +156,9 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         report.accelerated += u64::from(connection.is_accelerated());
         report.ring_bytes = report.ring_bytes.saturating_add(total.ring_bytes);
         report.kernel_bytes = report.kernel_bytes.saturating_add(total.kernel_bytes);
+        if connection.is_accelerated() {
+            report.kernel_bytes_of_accelerated = report.kernel_bytes_of_accelerated.saturating_add(total.kernel_bytes);
+        }
         report.library_kernel_bytes = report.library_kernel_bytes.saturating_add(library_kernel_bytes(connection));
         report.doorbells = report.doorbells.saturating_add(doorbells(connection));
         report.sleeps = connection.ends().iter().fold(report.sleeps, |sum, end| sum.saturating_add(end.sleeps()));

@@ -148,6 +148,17 @@ fn without_privilege_there_is_one_line_that_says_what_to_do() {
 }
 
 #[test]
+fn without_type_information_there_is_one_line_that_says_what_to_do() {
+    // A mount namespace of its own, in which an empty file system hides the kernel's BTF.
+    let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" discover --duration 1ms --record /dev/null/none";
+    let output = Command::new("unshare").args(["--mount", "sh", "-c", script, TRACER]).output().expect("unshare starts");
+    let errors = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(errors.contains("/sys/kernel/btf/vmlinux") && errors.contains("CONFIG_DEBUG_INFO_BTF"), "{errors}");
+}
+
+#[test]
 fn anybody_may_turn_a_recording_into_an_environment_that_a_shell_reads_back() {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("opened");

@@ -139,8 +139,12 @@ fn row(report: &SocketReport) -> Vec<String> {
     ]
 }
 
-/// Why connections of this socket are on the kernel socket.
+/// Why bytes of this socket went through the kernel socket.
 fn explain(text: &mut String, report: &SocketReport) {
+    if report.kernel_bytes_of_accelerated > 0 {
+        let bytes = plural(report.kernel_bytes_of_accelerated, "kernel byte");
+        let _ = writeln!(text, "{}: {bytes} of accelerated connections: before the upgrade, or after going back", report.display);
+    }
     for count in &report.reasons {
         let connections = plural(count.connections, "connection");
         let _ = writeln!(text, "{}: {connections}, {} end: {}: {}", report.display, count.end, count.reason, count.explanation);
