@@ -120,8 +120,9 @@ impl Ledgers {
         self.scan = scan;
     }
 
-    /// Reads the slots of the known ledgers.
-    pub(crate) fn read(&mut self) {
+    /// Reads the slots of the known ledgers. Returns how many connections are new since the last reading.
+    pub(crate) fn read(&mut self) -> usize {
+        let before = self.ends.len();
         for (id, ledger) in &self.mapped {
             for now in ledger.view.slots() {
                 let last = self.generations.insert((*id, now.index), now.generation);
@@ -142,6 +143,7 @@ impl Ledgers {
                 }
             }
         }
+        self.ends.len() - before
     }
 
     /// Whether no ledger was found yet.

@@ -19,7 +19,11 @@ use crate::processes::{self, Processes};
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
 const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
 /// Time between two readings of the known ledgers: the slots of closed connections linger, but not for ever.
-const READING_PERIOD: Duration = Duration::from_millis(20);
+const READING_PERIOD: Duration = Duration::from_millis(10);
+/// The same while connections come and go fast.
+const CHURN_PERIOD: Duration = Duration::from_millis(1);
+/// New connections between two readings that are called fast: a fraction of the slots that linger.
+const CHURN: usize = 32;
 /// A kind of look may take one part in so many of one CPU: on a host with very many processes or sockets looks get rarer.
 const LOOK_SHARE: u32 = 20;
 
@@ -86,8 +90,8 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
             }
             _ = reading_ticks.tick(), if !sources.ledgers.is_empty() => {
                 let started = Instant::now();
-                sources.ledgers.read();
-                reading_ticks.reset_after(pause(READING_PERIOD, started));
+                let period = if sources.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
+                reading_ticks.reset_after(pause(period, started));
             }
             _ = inventory_ticks.tick() => {
                 let started = Instant::now();

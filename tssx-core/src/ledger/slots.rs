@@ -84,7 +84,7 @@ pub fn path_index(ledger: &LedgerView, name: &[u8]) -> Option<u32> {
 pub fn claim(ledger: &LedgerView, path: u32, role: u32, pid: u32) -> Option<&Slot> {
     let header = ledger.header();
     let live = header.slots_live.load(Relaxed);
-    let span = live.saturating_mul(2).saturating_add(LINGER_MIN).min(u32::try_from(SLOT_CAPACITY).unwrap_or(u32::MAX));
+    let span = span(live);
     for _ in 0..span {
         let index = header.claim_cursor.fetch_add(1, Relaxed) % span;
         let slot = ledger.slot(index as usize)?;
@@ -102,6 +102,13 @@ pub fn claim(ledger: &LedgerView, path: u32, role: u32, pid: u32) -> Option<&Slo
     }
     header.exhausted.fetch_add(1, Relaxed);
     None
+}
+
+/// How many slots claims go round in while `live` are open. A power of two that seldom changes: with any other span, each
+/// connection more or less would move the cursor to another place, and a slot just closed could be claimed next.
+fn span(live: u32) -> u32 {
+    let wanted = live.saturating_mul(2).saturating_add(LINGER_MIN).saturating_add(1);
+    wanted.checked_next_power_of_two().unwrap_or(u32::MAX).min(u32::try_from(SLOT_CAPACITY).unwrap_or(u32::MAX))
 }
 
 fn fill(slot: &Slot, path: u32, role: u32, pid: u32) {
@@ -229,8 +236,26 @@ mod tests {
             release(&ledger, slot);
         }
         let used = ledger.header().slots_used.load(Relaxed);
-        assert!((LINGER_MIN..2 * LINGER_MIN).contains(&used), "used {used}");
+        assert!((LINGER_MIN..=2 * LINGER_MIN).contains(&used), "used {used}");
         assert_eq!(ledger.header().slots_live.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_closed_slot_lingers_however_many_others_are_open() {
+        let ledger = create().expect("ledger");
+        let path = path_index(&ledger, b"/lingers").expect("room");
+        let closed = claim(&ledger, path, 0, 1).expect("room");
+        let generation = closed.generation.load(Relaxed);
+        release(&ledger, closed);
+        let mut open = Vec::new();
+        for _ in 0..LINGER_MIN / 2 {
+            open.push(claim(&ledger, path, 0, 1).expect("room"));
+            release(&ledger, claim(&ledger, path, 0, 1).expect("room"));
+        }
+        assert_eq!(closed.generation.load(Relaxed), generation, "used again within {LINGER_MIN} claims");
+        for slot in open {
+            release(&ledger, slot);
+        }
     }
 
     #[test]
