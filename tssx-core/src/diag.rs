@@ -6,34 +6,65 @@
 use crate::sys;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const UDIAG_SHOW_VFS: u32 = 0x2;
 const UDIAG_SHOW_PEER: u32 = 0x4;
+const UNIX_DIAG_VFS: u16 = 1;
 const UNIX_DIAG_PEER: u16 = 2;
+/// Bytes of a reply about one socket with one attribute, with room to spare.
+const REPLY_MAX: usize = 512;
 /// Bytes of `struct nlmsghdr`, and of the request: header and `unix_diag_req`.
 const HEADER: usize = 16;
 const REQUEST: usize = HEADER + 24;
 /// `struct unix_diag_msg`.
 const MESSAGE: usize = 16;
 
-/// Inode of the peer of the Unix socket with inode `inode`, in the network namespace of the caller. `None` when the kernel does
-/// not say: no such socket here, netlink forbidden, or not accepted yet (the peer's inode is then 0).
-#[must_use]
-pub fn peer_inode(inode: u64) -> Option<u64> {
-    let fd =
-        sys::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, libc::NETLINK_SOCK_DIAG).ok()?;
-    let answer = ask(fd, inode);
-    sys::close(fd);
-    answer
+/// What the kernel says of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Its socket's inode.
+    Inode(u64),
+    /// There is none yet (`accept` has not been called) or no longer.
+    None,
+    /// The kernel does not say: netlink is forbidden, or the socket is not of this network namespace.
+    Unknown,
 }
 
-fn ask(fd: i32, inode: u64) -> Option<u64> {
-    sys::send(fd, &request(u32::try_from(inode).ok()?)).ok()?;
-    let mut reply = [0_u8; 512];
-    let length = sys::receive(fd, &mut reply, 0).ok()?;
-    parse(reply.get(..length)?, inode)
+/// The peer of the Unix socket with inode `inode`, in the network namespace of the caller.
+#[must_use]
+pub fn peer(inode: u64) -> Peer {
+    let mut reply = [0_u8; REPLY_MAX];
+    match ask(inode, UDIAG_SHOW_PEER, &mut reply).and_then(|reply| attributes(reply, inode)) {
+        None => Peer::Unknown,
+        Some(rest) => match attribute(rest, UNIX_DIAG_PEER).and_then(|value| u32_at(value, 0)) {
+            None | Some(0) => Peer::None,
+            Some(inode) => Peer::Inode(u64::from(inode)),
+        },
+    }
+}
+
+/// Device (as `st_dev`) and inode of the file that the bound Unix socket with inode `inode` made, however it is called by now.
+#[must_use]
+pub fn bound_file(inode: u64) -> Option<(u64, u64)> {
+    let mut reply = [0_u8; REPLY_MAX];
+    let reply = ask(inode, UDIAG_SHOW_VFS, &mut reply)?;
+    let value = attribute(attributes(reply, inode)?, UNIX_DIAG_VFS)?;
+    // struct unix_diag_vfs: inode, then the kernel's dev_t, whose minor number has 20 bits.
+    let (file, device) = (u32_at(value, 0)?, u32_at(value, 4)?);
+    Some((libc::makedev(device >> 20, device & 0xf_ffff), u64::from(file)))
+}
+
+/// Asks about one socket; the reply is left in `reply`.
+fn ask(inode: u64, show: u32, reply: &mut [u8; REPLY_MAX]) -> Option<&[u8]> {
+    let request = request(u32::try_from(inode).ok()?, show);
+    let fd =
+        sys::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, libc::NETLINK_SOCK_DIAG).ok()?;
+    let length = sys::send(fd, &request).and_then(|_| sys::receive(fd, reply, 0));
+    sys::close(fd);
+    reply.get(..length.ok()?)
 }
 
 /// nlmsghdr, then: family, protocol, pad, states, inode, show, cookie (-1: any).
-fn request(inode: u32) -> [u8; REQUEST] {
+fn request(inode: u32, show: u32) -> [u8; REQUEST] {
     let mut bytes = [0_u8; REQUEST];
     let mut writer = bytes.iter_mut();
     let mut put = |value: &[u8]| {
@@ -49,22 +80,26 @@ fn request(inode: u32) -> [u8; REQUEST] {
     put(&[1, 0, 0, 0]); // AF_UNIX
     put(&u32::MAX.to_ne_bytes());
     put(&inode.to_ne_bytes());
-    put(&UDIAG_SHOW_PEER.to_ne_bytes());
+    put(&show.to_ne_bytes());
     put(&u64::MAX.to_ne_bytes());
     bytes
 }
 
-/// The peer attribute of a reply about `inode`; anything unexpected is no answer.
-fn parse(reply: &[u8], inode: u64) -> Option<u64> {
+/// The attributes of a reply about `inode`; anything unexpected is no answer.
+fn attributes(reply: &[u8], inode: u64) -> Option<&[u8]> {
     let length = u32_at(reply, 0)? as usize;
     let kind = u16_at(reply, 4)?;
     if kind != SOCK_DIAG_BY_FAMILY || u64::from(u32_at(reply, HEADER + 4)?) != inode {
         return None;
     }
-    let mut rest = reply.get(HEADER + MESSAGE..length.min(reply.len()))?;
-    while let (Some(size), Some(attribute)) = (u16_at(rest, 0), u16_at(rest, 2)) {
-        if attribute == UNIX_DIAG_PEER {
-            return u32_at(rest, 4).filter(|peer| *peer != 0).map(u64::from);
+    reply.get(HEADER + MESSAGE..length.min(reply.len()))
+}
+
+/// The value of the attribute of type `wanted`.
+fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let (Some(size), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
+        if kind == wanted {
+            return rest.get(4..);
         }
         let aligned = (usize::from(size).max(4) + 3) & !3;
         rest = rest.get(aligned..)?;
@@ -84,26 +119,40 @@ fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn inode(socket: &impl AsRawFd) -> u64 {
+        sys::fstat(socket.as_raw_fd()).expect("fstat").inode
+    }
 
     #[test]
     fn the_two_ends_of_a_pair_name_each_other() {
         let (left, right) = UnixStream::pair().expect("pair");
-        let left = sys::fstat(left.as_raw_fd()).expect("fstat").inode;
-        let right = sys::fstat(right.as_raw_fd()).expect("fstat").inode;
-        assert_eq!(peer_inode(left), Some(right));
-        assert_eq!(peer_inode(right), Some(left));
+        assert_eq!(peer(inode(&left)), Peer::Inode(inode(&right)));
+        assert_eq!(peer(inode(&right)), Peer::Inode(inode(&left)));
     }
 
     #[test]
     fn a_socket_without_a_peer_or_that_does_not_exist_has_no_answer() {
         let (left, right) = UnixStream::pair().expect("pair");
-        let inode = sys::fstat(left.as_raw_fd()).expect("fstat").inode;
+        let number = inode(&left);
         drop(right);
-        assert_eq!(peer_inode(inode), None);
+        assert_eq!(peer(number), Peer::None);
         drop(left);
-        assert_eq!(peer_inode(inode), None);
-        assert_eq!(peer_inode(u64::MAX), None);
+        assert_eq!(peer(number), Peer::Unknown);
+        assert_eq!(peer(u64::MAX), Peer::Unknown);
+    }
+
+    #[test]
+    fn a_bound_socket_is_known_by_its_file_even_under_another_name() {
+        let folder = std::env::temp_dir().join(format!("tssx-diag-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("folder");
+        let listener = UnixListener::bind(folder.join("old")).expect("bind");
+        std::fs::rename(folder.join("old"), folder.join("new")).expect("rename");
+        let file = std::fs::metadata(folder.join("new")).expect("stat");
+        assert_eq!(bound_file(inode(&listener)), Some((file.dev(), file.ino())));
+        std::fs::remove_dir_all(&folder).expect("clean up");
     }
 
     #[test]
@@ -118,7 +167,7 @@ mod tests {
             if let Some(first) = reply.get_mut(4..6) {
                 first.copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
             }
-            let _ = parse(&reply, 0);
+            let _ = attributes(&reply, 0).and_then(|rest| attribute(rest, UNIX_DIAG_PEER));
         }
     }
 }

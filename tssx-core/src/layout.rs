@@ -76,6 +76,13 @@ pub const STATE_RING: u32 = 1;
 /// `Direction::state`: the ring ends at `end_at`; later bytes follow in the kernel socket at `resume_at`.
 pub const STATE_ENDED: u32 = 2;
 
+/// `Direction::consent`: the consumer has not compared the counts, or not successfully.
+pub const CONSENT_NONE: u32 = 0;
+/// `Direction::consent`: the counts agree; the producer may move into the ring.
+pub const CONSENT_GIVEN: u32 = 1;
+/// `Direction::consent`: the consumer wants to compare and asks the producer to pause before its next send.
+pub const CONSENT_WANTED: u32 = 2;
+
 /// `Direction::asleep`: nobody waits in the kernel for this ring.
 pub const AWAKE: u32 = 0;
 /// `Direction::asleep`: one caller sleeps in a receive that takes the doorbell byte with it.
@@ -118,7 +125,7 @@ pub struct Direction {
     pub pad2: [AtomicU64; 15],
     /// `AWAKE`, `ASLEEP_…` and `GONE_…`. Written by the consumer before it sleeps, swapped to awake by the producer that rings.
     pub asleep: AtomicU32,
-    /// 1 once the consumer has compared both ends' counts and found them equal.
+    /// `CONSENT_GIVEN` once the consumer has compared both ends' counts and found them equal.
     pub consent: AtomicU32,
     /// Room.
     pub pad3: [AtomicU64; 15],

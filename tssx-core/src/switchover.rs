@@ -3,7 +3,7 @@
 //! 1. *Join.* Each end maps the segment, publishes how many bytes it has sent ([`publish_counts`]) and sets `joined`.
 //! 2. *Consent.* The consumer compares ([`try_consent`]): bytes the producer sent = bytes received + bytes queued. The
 //!    producer's number is exact while `tx_sequence` is even and unchanged; ours is exact under the receiving lock while no
-//!    kernel receive is in progress. Unequal means that bytes moved past the library; the connection stays plain.
+//!    kernel receive is in progress. A producer that sends without pause is asked to pause for a moment. Unequal means that bytes moved past the library; the connection stays plain.
 //! 3. *Switch.* The producer sees the consent, has no kernel send in progress, and holds the sending lock: from here
 //!    on its bytes go into the ring ([`try_switch`]), and `switch_at` says how many came before. Once a consumer has
 //!    consented it takes kernel bytes only under its lock, without waiting, and only those that are certainly not doorbells
@@ -17,7 +17,8 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::fence;
 
-use crate::layout::{STATE_ENDED, STATE_KERNEL, STATE_RING};
+use crate::clock;
+use crate::layout::{CONSENT_GIVEN, CONSENT_NONE, CONSENT_WANTED, STATE_ENDED, STATE_KERNEL, STATE_RING};
 use crate::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
 use crate::ledger::slots;
 use crate::ledger::view::LedgerView;
@@ -64,45 +65,77 @@ pub fn publish_counts(slot: &Slot, segment: &Segment) {
     }
 }
 
-/// Consumer, under the receiving lock: consents to the switch if both ends count the same bytes.
+/// Consumer, under the receiving lock: consents to the switch if both ends count the same bytes. If the producer is in the middle
+/// of a send, asks it to pause before the next and waits at most `pause_us` microseconds for that.
 ///
 /// # Errors
 /// [`Reason::CountsDisagree`] once it is certain that they do not; the caller marks the connection plain.
-pub fn try_consent(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Reason> {
+pub fn try_consent(fd: i32, slot: &Slot, segment: &Segment, pause_us: u64) -> Result<(), Reason> {
     let direction = segment.rx();
     let waiting = slot.rx_mode.load(Relaxed) == MODE_KERNEL
-        && direction.consent.load(Relaxed) == 0
+        && direction.consent.load(Relaxed) == CONSENT_NONE
         && slot.kernel_rx_inflight.load(Relaxed) == 0
         && segment.peer_side().joined.load(Acquire) == 1
         && segment.own_side().refused.load(Relaxed) == 0;
     if !waiting {
         return Ok(());
     }
+    let outcome = compare(fd, slot, segment, pause_us);
+    // Withdraws a wish that was not fulfilled.
+    direction.consent.store(if outcome == Ok(true) { CONSENT_GIVEN } else { CONSENT_NONE }, Release);
+    outcome.map(drop)
+}
+
+/// Compares both ends' counts. `Ok(false)`: not now, because the producer is sending.
+fn compare(fd: i32, slot: &Slot, segment: &Segment, pause_us: u64) -> Result<bool, Reason> {
+    let direction = segment.rx();
+    if direction.tx_sequence.load(Acquire) & 1 == 1 && pause_us > 0 {
+        direction.consent.store(CONSENT_WANTED, Release);
+        spin_while(pause_us, || direction.tx_sequence.load(Acquire) & 1 == 1);
+    }
     let sequence = direction.tx_sequence.load(Acquire);
     let sent = direction.tx_bytes.load(Acquire);
+    if sequence & 1 == 1 {
+        return Ok(false);
+    }
     let Ok(queued) = sys::queued_bytes(fd) else {
-        return Ok(());
+        return Ok(false);
     };
     fence(Acquire);
-    if sequence & 1 == 1 || direction.tx_sequence.load(Relaxed) != sequence {
-        return Ok(()); // a send was in progress: next time
+    if direction.tx_sequence.load(Relaxed) != sequence {
+        return Ok(false);
     }
     if slot.kernel_rx_bytes.load(Relaxed).wrapping_add(queued) == sent {
-        direction.consent.store(1, Release);
-        return Ok(());
+        return Ok(true);
     }
     if slot.disagreements.fetch_add(1, Relaxed) + 1 >= DISAGREEMENTS_MAX {
         segment.own_side().refused.store(1, Release);
         return Err(Reason::CountsDisagree);
     }
-    Ok(())
+    Ok(false)
+}
+
+/// Producer, under the sending lock, before a kernel send: pauses if the consumer wants to compare, at most `pause_us`.
+/// A producer that sends without pause would otherwise never be caught between two sends.
+pub fn pause_for_consent(slot: &Slot, segment: &Segment, pause_us: u64) {
+    let consent = &segment.tx().consent;
+    if consent.load(Acquire) == CONSENT_WANTED && slot.kernel_tx_inflight.load(Relaxed) == 0 {
+        spin_while(pause_us, || consent.load(Acquire) == CONSENT_WANTED);
+    }
+}
+
+fn spin_while(most_us: u64, condition: impl Fn() -> bool) {
+    let (start, budget) = (clock::ticks(), most_us.saturating_mul(clock::ticks_per_us()));
+    while condition() && clock::ticks().wrapping_sub(start) < budget {
+        core::hint::spin_loop();
+    }
 }
 
 /// Producer, under the sending lock: moves the direction into the ring if the consumer consents and nothing of ours is under
 /// way. Returns whether the direction is in the ring now.
 pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) -> bool {
     let direction = segment.tx();
-    let ready = direction.consent.load(Acquire) == 1
+    let ready = direction.consent.load(Acquire) == CONSENT_GIVEN
         && slot.kernel_tx_inflight.load(Relaxed) == 0
         && segment.own_side().refused.load(Relaxed) == 0
         && segment.peer_side().refused.load(Relaxed) == 0;

@@ -10,7 +10,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use crate::diag;
+use crate::diag::{self, Peer};
 use crate::ledger::layout::{ROLE_CONNECTOR, Slot};
 use crate::reason::Reason;
 use crate::rendezvous::{self, Outcome};
@@ -72,7 +72,9 @@ impl Schedule {
     #[must_use]
     pub fn due(&self, slot: &Slot, threshold: u64) -> bool {
         let operations = operations(slot);
-        operations >= threshold && (operations >= self.next.load(Relaxed) || self.mailbox.load(Relaxed) != 0)
+        // The acceptor is one operation early, so that its mailbox is open when the connector tries.
+        let early = u64::from(slot.role.load(Relaxed) != ROLE_CONNECTOR);
+        operations + early >= threshold && (operations >= self.next.load(Relaxed) || self.mailbox.load(Relaxed) != 0)
     }
 
     /// Makes the step that is due for the socket `fd`. One thread at a time; a second caller gets [`Step::Nothing`].
@@ -106,8 +108,12 @@ impl Schedule {
         }
         let attempts = slot.attempts.fetch_add(1, Relaxed) + 1;
         self.next.store(operations + 1 + operations.saturating_sub(threshold) / 2, Relaxed);
-        let (Some(own), Some(peer)) = (own_inode(fd, slot), peer_inode(fd, slot)) else {
-            return if attempts >= UNKNOWN_MAX { Step::GiveUp(Reason::PeerUnknown, None) } else { Step::Nothing };
+        let Some(own) = own_inode(fd, slot) else { return Step::GiveUp(Reason::PeerUnknown, None) };
+        let peer = match peer(own, slot) {
+            Peer::Inode(peer) => peer,
+            Peer::None => return Step::Nothing, // not accepted yet: the program may send before that
+            Peer::Unknown if attempts < UNKNOWN_MAX => return Step::Nothing,
+            Peer::Unknown => return Step::GiveUp(Reason::PeerUnknown, None),
         };
         let uid = match rendezvous::stream_user(fd) {
             Ok(uid) => uid,
@@ -207,13 +213,15 @@ fn own_inode(fd: i32, slot: &Slot) -> Option<u64> {
     }
 }
 
-fn peer_inode(fd: i32, slot: &Slot) -> Option<u64> {
+fn peer(own: u64, slot: &Slot) -> Peer {
     match slot.peer_inode.load(Relaxed) {
         0 => {
-            let peer = diag::peer_inode(own_inode(fd, slot)?)?;
-            slot.peer_inode.store(peer, Relaxed);
-            Some(peer)
+            let peer = diag::peer(own);
+            if let Peer::Inode(inode) = peer {
+                slot.peer_inode.store(inode, Relaxed);
+            }
+            peer
         }
-        peer => Some(peer),
+        inode => Peer::Inode(inode),
     }
 }

@@ -23,7 +23,7 @@ const ACTIVE: u32 = 2;
 const INERT: u32 = 3;
 
 /// Operations before a connection tries to upgrade, unless `TSSX_UPGRADE_AFTER` says otherwise.
-const UPGRADE_AFTER: u64 = 8;
+const UPGRADE_AFTER: u64 = 4;
 /// Longest spin for one wait, microseconds, unless `TSSX_SPIN_US` says otherwise.
 const SPIN_US: u64 = 40;
 /// Upper bound for `TSSX_SPIN_US`: one second.
@@ -70,6 +70,12 @@ pub(crate) fn threshold() -> u64 {
 /// Longest spin for one wait, microseconds; 0 = never spin.
 pub(crate) fn spin_us() -> u64 {
     SPIN.load(Relaxed)
+}
+
+/// Longest pause of a sender for a receiver that wants to compare counts, microseconds; 0 where both cannot run at once.
+pub(crate) fn pause_us() -> u64 {
+    const PAUSE_US: u64 = 30;
+    if SPIN.load(Relaxed) == 0 { 0 } else { PAUSE_US }
 }
 
 fn start() -> Option<&'static Policy> {

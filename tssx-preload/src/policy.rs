@@ -88,14 +88,16 @@ impl Policy {
         }
         let patterns = || self.patterns.iter().take(self.count);
         let text = |pattern: &Pattern| self.text.get(pattern.start..pattern.end).unwrap_or(&[]);
-        patterns().any(|pattern| matches(text(pattern), name)) || {
-            // Only if no name matched: the file itself, which costs a system call for each literal path.
-            name.first() != Some(&0)
-                && patterns().any(|pattern| pattern.literal)
-                && identity(name).is_some_and(|file| {
-                    patterns().filter(|pattern| pattern.literal).any(|pattern| literal_identity(text(pattern)) == Some(file))
-                })
-        }
+        // Only if no name matches: the file itself, which costs a system call for each literal path.
+        patterns().any(|pattern| matches(text(pattern), name)) || (name.first() != Some(&0) && self.selects_file(|| identity(name)))
+    }
+
+    /// Whether a literal path of the selection is the file that `file` names by device and inode.
+    pub(crate) fn selects_file(&self, file: impl FnOnce() -> Option<(u64, u64)>) -> bool {
+        let literals = || self.patterns.iter().take(self.count).filter(|pattern| pattern.literal);
+        let text = |pattern: &Pattern| self.text.get(pattern.start..pattern.end).unwrap_or(&[]);
+        literals().next().is_some()
+            && file().is_some_and(|file| literals().any(|pattern| literal_identity(text(pattern)) == Some(file)))
     }
 }
 

@@ -4,7 +4,7 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use tssx_core::doorbell::{self, Drained};
-use tssx_core::layout::{ASLEEP_WATCHER, STATE_KERNEL};
+use tssx_core::layout::{ASLEEP_WATCHER, CONSENT_GIVEN, STATE_KERNEL};
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
@@ -67,7 +67,7 @@ pub(crate) fn look(fd: c_int) -> Option<i16> {
 }
 
 fn switch_if_due(rx: &Locked, segment: &Segment) {
-    if rx.slot.rx_mode.load(Relaxed) == MODE_KERNEL && segment.rx().consent.load(Relaxed) == 1 {
+    if rx.slot.rx_mode.load(Relaxed) == MODE_KERNEL && segment.rx().consent.load(Relaxed) == CONSENT_GIVEN {
         let _ = switchover::arrival(rx.slot, segment);
     }
 }

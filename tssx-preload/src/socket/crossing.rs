@@ -13,7 +13,7 @@ use tssx_core::switchover::{self, Arrival};
 use tssx_core::sys;
 
 use super::receive::{Call, Step};
-use super::{fallback, wait};
+use super::{fallback, reset, wait};
 use crate::endpoint::Locked;
 use crate::errno::Errno;
 
@@ -49,16 +49,16 @@ pub(super) fn step(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> St
         }
         Err(Errno::AGAIN) if call.blocks(rx.slot) => {
             rx.slot.sleeps.fetch_add(1, Relaxed);
-            let pin = rx.pin();
+            let (pin, slot) = (rx.pin(), rx.slot);
             drop(rx);
             let (waited, _) = wait::receive_one(call.fd, true);
             drop(pin);
             match waited {
                 Ok(_) => Step::Again,
-                Err(errno) => call.finish(Err(errno)),
+                Err(errno) => call.finish(reset::failed(slot, segment, errno)),
             }
         }
-        Err(errno) => call.finish(Err(errno)),
+        Err(errno) => call.finish(reset::failed(rx.slot, segment, errno)),
     }
 }
 

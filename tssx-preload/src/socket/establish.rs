@@ -92,7 +92,10 @@ fn look_up_listener(listener: c_int) -> Option<u32> {
     if unix {
         let (name, length) = name_of(&address, length);
         let name = name.get(..length).unwrap_or(&[]);
-        if init::active()?.selects(name) {
+        let policy = init::active()?;
+        // HAProxy binds one name and renames it; the kernel knows the file, whatever it is called now.
+        let file = || sys::fstat(listener).ok().and_then(|socket| tssx_core::diag::bound_file(socket.inode));
+        if policy.selects(name) || (name.first().is_some_and(|first| *first != 0) && policy.selects_file(file)) {
             path = init::ledger().and_then(|ledger| slots::path_index(ledger, name));
         }
     }
@@ -173,7 +176,7 @@ fn join(fd: c_int, endpoint: &'static Endpoint, segment: Segment) {
 fn consent(fd: c_int) {
     let Some(rx) = lock_stream(fd, Way::Rx) else { return };
     let Some(segment) = rx.segment else { return };
-    if let Err(reason) = switchover::try_consent(fd, rx.slot, &segment)
+    if let Err(reason) = switchover::try_consent(fd, rx.slot, &segment, init::pause_us())
         && let Some(ledger) = init::ledger()
     {
         slots::mark_plain(ledger, rx.slot, reason);

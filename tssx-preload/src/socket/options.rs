@@ -6,6 +6,7 @@ use core::ffi::{c_int, c_ulong, c_void};
 use core::sync::atomic::Ordering::Relaxed;
 
 use libc::socklen_t;
+use tssx_core::layout::CONSENT_GIVEN;
 use tssx_core::ledger::layout::MODE_RING;
 use tssx_core::reason::Reason;
 use tssx_core::ring::consumer::Consumer;
@@ -108,7 +109,7 @@ pub(crate) fn queue_length(fd: c_int, request: c_ulong) -> Option<c_int> {
         let segment = rx.segment?;
         if rx.slot.rx_mode.load(Relaxed) != MODE_RING {
             let (arrival, bytes) = switchover::safe_bytes(fd, rx.slot, &segment);
-            let consented = segment.rx().consent.load(Relaxed) == 1 && arrival != switchover::Arrival::Ring;
+            let consented = segment.rx().consent.load(Relaxed) == CONSENT_GIVEN && arrival != switchover::Arrival::Ring;
             if consented {
                 return c_int::try_from(bytes).ok();
             }

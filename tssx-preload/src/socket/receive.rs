@@ -10,7 +10,7 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use tssx_core::doorbell::Drained;
-use tssx_core::layout::{ASLEEP_EATER, ASLEEP_WATCHER, STATE_ENDED};
+use tssx_core::layout::{ASLEEP_EATER, ASLEEP_WATCHER, CONSENT_GIVEN, STATE_ENDED};
 use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
@@ -85,7 +85,9 @@ pub(crate) fn receive(
         let in_ring = rx.slot.rx_mode.load(Relaxed) == MODE_RING;
         let step = match (rx.slot.rx_mode.load(Relaxed), rx.segment) {
             (MODE_RING, Some(segment)) => from_ring(&mut call, rx, &segment),
-            (MODE_KERNEL, Some(segment)) if segment.rx().consent.load(Relaxed) == 1 => crossing::step(&mut call, rx, &segment),
+            (MODE_KERNEL, Some(segment)) if segment.rx().consent.load(Relaxed) == CONSENT_GIVEN => {
+                crossing::step(&mut call, rx, &segment)
+            }
             _ => Step::Kernel(rx),
         };
         match step {
@@ -143,7 +145,7 @@ fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isiz
     let (pin, slot) = (rx.pin(), rx.slot);
     slot.kernel_rx_inflight.fetch_add(1, Relaxed);
     drop(rx);
-    let result = errno::from_bytes(plain());
+    let mut result = errno::from_bytes(plain());
     {
         let _guard = tssx_core::lock::acquire(&slot.rx_lock, crate::process::pid());
         let before = slot.kernel_rx_inflight.load(Relaxed);
@@ -154,6 +156,9 @@ fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isiz
         {
             slot.kernel_rx_bytes.fetch_add(received as u64, Relaxed);
             slot.kernel_rx_calls.fetch_add(1, Relaxed);
+        }
+        if let (Err(errno), Some(segment)) = (result, endpoint.segment(slot)) {
+            result = reset::failed(slot, &segment, errno);
         }
     }
     establish::after_kernel_operation(fd, endpoint);

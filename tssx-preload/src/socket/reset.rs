@@ -8,10 +8,10 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 
-use tssx_core::layout::GONE_CLOSED;
+use tssx_core::layout::{GONE_CLOSED, GONE_SHUTDOWN};
 use tssx_core::ledger::layout::{MODE_RING, Slot};
 use tssx_core::segment::Segment;
-use tssx_core::sys;
+use tssx_core::{doorbell, sys};
 
 use crate::endpoint::unread_by_peer;
 use crate::errno::{Errno, Result};
@@ -38,9 +38,10 @@ pub(super) fn is_reset(fd: c_int, slot: &Slot, segment: &Segment) -> bool {
     if slot.tx_mode.load(Relaxed) != MODE_RING || unread_by_peer(segment) == 0 {
         return false;
     }
-    segment.tx().asleep.load(Relaxed) & GONE_CLOSED != 0
-        || (segment.tx().asleep.load(Relaxed) & tssx_core::layout::GONE_SHUTDOWN == 0
-            && sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLHUP != 0)
+    let said = segment.tx().asleep.load(Relaxed);
+    // Hung up without a word: it was killed. If both ends have shut down, a hang-up means nothing more.
+    let silent = said & GONE_SHUTDOWN == 0 && !(slot.tx_shutdown.load(Relaxed) != 0 && doorbell::self_gone(segment));
+    said & GONE_CLOSED != 0 || (silent && sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLHUP != 0)
 }
 
 /// Whether a reset is due that was not reported yet: POLLERR, SO_ERROR.

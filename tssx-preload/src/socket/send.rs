@@ -40,7 +40,10 @@ pub(crate) fn send(fd: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() 
         };
         let in_ring = match (tx.slot.tx_mode.load(Relaxed), tx.segment) {
             (MODE_RING, Some(segment)) => Some(segment),
-            (MODE_KERNEL, Some(segment)) => may_switch(fd, &tx, &segment).then_some(segment),
+            (MODE_KERNEL, Some(segment)) => {
+                switchover::pause_for_consent(tx.slot, &segment, init::pause_us());
+                may_switch(fd, &tx, &segment).then_some(segment)
+            }
             _ => None,
         };
         // Nothing to carry, or nothing a ring could carry: flags the kernel knows and we do not.
