@@ -60,7 +60,12 @@ fn serve(socket: &Path, body: impl Fn(&mut UnixStream) -> std::io::Result<()> + 
     for stream in listener.incoming() {
         let (mut stream, body) = (stream?, body.clone());
         thread::spawn(move || match body(&mut stream) {
-            Err(error) if error.kind() != ErrorKind::UnexpectedEof => eprintln!("server: {error}"),
+            // A client that is killed in the middle of a measurement is no news.
+            Err(error)
+                if ![ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error.kind()) =>
+            {
+                eprintln!("server: {error}");
+            }
             _ => {}
         });
     }
