@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "maps the ledgers of other processes and looks at them as atomics")]
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -79,9 +80,10 @@ pub(crate) struct Ledgers {
     scan: Scan,
     mapped: HashMap<LedgerId, Ledger>,
     refused: HashMap<LedgerId, String>,
-    ends: HashMap<(LedgerId, usize, u32), LedgerEnd>,
-    /// Generation that each slot had when it was last read.
-    generations: HashMap<(LedgerId, usize), u32>,
+    /// What each slot holds now; boxed, because growing a large table must not take long.
+    current: HashMap<(LedgerId, usize), Box<LedgerEnd>>,
+    /// What slots held before they were used again.
+    past: Vec<LedgerEnd>,
     overwritten: u64,
     started: bool,
 }
@@ -122,28 +124,34 @@ impl Ledgers {
 
     /// Reads the slots of the known ledgers. Returns how many connections are new since the last reading.
     pub(crate) fn read(&mut self) -> usize {
-        let before = self.ends.len();
+        let mut new = 0;
         for (id, ledger) in &self.mapped {
             for now in ledger.view.slots() {
-                let last = self.generations.insert((*id, now.index), now.generation);
-                let last = last.unwrap_or(if self.started { 0 } else { now.generation });
-                if now.generation != last {
-                    self.overwritten += u64::from(now.generation.wrapping_sub(last).wrapping_sub(1));
-                }
-                let end = self.ends.entry((*id, now.index, now.generation)).or_insert_with(|| LedgerEnd {
-                    ledger: *id,
-                    name: None,
-                    before: if self.started { SlotSnapshot::default() } else { now },
-                    now,
-                });
-                end.now = now;
-                if end.name.is_none() {
-                    let path = ledger.view.path(now.path as usize);
-                    end.name = path.and_then(|path| SocketName::from_sun_path(path.name()));
-                }
+                let fresh = || {
+                    let name = ledger.view.path(now.path as usize).and_then(|path| SocketName::from_sun_path(path.name()));
+                    let before = if self.started { SlotSnapshot::default() } else { now };
+                    LedgerEnd { ledger: *id, name, before, now }
+                };
+                let last = match self.current.entry((*id, now.index)) {
+                    Entry::Occupied(mut known) if known.get().now.generation == now.generation => {
+                        known.get_mut().now = now;
+                        continue;
+                    }
+                    Entry::Occupied(mut other) => {
+                        let last = other.get().now.generation;
+                        self.past.push(std::mem::replace(other.get_mut(), fresh()));
+                        last
+                    }
+                    Entry::Vacant(room) => {
+                        room.insert(Box::new(fresh()));
+                        if self.started { 0 } else { now.generation.wrapping_sub(1) }
+                    }
+                };
+                new += 1;
+                self.overwritten += u64::from(now.generation.wrapping_sub(last).wrapping_sub(1));
             }
         }
-        self.ends.len() - before
+        new
     }
 
     /// Whether no ledger was found yet.
@@ -153,7 +161,7 @@ impl Ledgers {
 
     /// The ends that were open for at least a part of the window.
     pub(crate) fn ends(&self) -> impl Iterator<Item = &LedgerEnd> {
-        self.ends.values().filter(|end| !end.is_old())
+        self.current.values().map(Box::as_ref).chain(&self.past).filter(|end| !end.is_old())
     }
 
     /// Processes that had this ledger mapped when it was looked at.
@@ -341,7 +349,7 @@ mod tests {
         let ends = ends_named(&ledgers, b"/lies");
         assert_eq!(ends.len(), 1);
         assert_eq!(ends.iter().map(|end| end.grew(|slot| slot.ring_tx_bytes)).sum::<u64>(), 0);
-        assert!(ledgers.ends.len() <= 4 * SLOT_CAPACITY);
+        assert!(ledgers.current.len() <= 4 * SLOT_CAPACITY);
         let long = ledger.path(path as usize).expect("ready");
         assert_eq!(long.name().len(), NAME_MAX);
         assert!(ledger.path(PATH_CAPACITY).is_none());

@@ -26,6 +26,8 @@ const CHURN_PERIOD: Duration = Duration::from_millis(1);
 const CHURN: usize = 32;
 /// A kind of look may take one part in so many of one CPU: on a host with very many processes or sockets looks get rarer.
 const LOOK_SHARE: u32 = 20;
+/// The same for readings, which lose something if they come too late.
+const READING_SHARE: u32 = 4;
 
 /// Everything a window saw.
 pub(crate) struct Observation {
@@ -86,18 +88,18 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
                 let started = Instant::now();
                 sources.ledgers.refresh();
                 sources.processes.remember_new(sources.ledgers.all_pids());
-                ledger_ticks.reset_after(pause(window.ledger_period, started));
+                ledger_ticks.reset_after(pause(window.ledger_period, LOOK_SHARE, started));
             }
             _ = reading_ticks.tick(), if !sources.ledgers.is_empty() => {
                 let started = Instant::now();
                 let period = if sources.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
-                reading_ticks.reset_after(pause(period, started));
+                reading_ticks.reset_after(pause(period, READING_SHARE, started));
             }
             _ = inventory_ticks.tick() => {
                 let started = Instant::now();
                 look_at_sockets(&mut sources.inventory)?;
                 sources.probe.flush_log();
-                inventory_ticks.reset_after(pause(INVENTORY_PERIOD, started));
+                inventory_ticks.reset_after(pause(INVENTORY_PERIOD, LOOK_SHARE, started));
             }
         }
     };
@@ -159,8 +161,8 @@ fn ticks(period: Duration) -> Interval {
 }
 
 /// How long to wait after a look that began at `started`.
-fn pause(period: Duration, started: Instant) -> Duration {
-    period.max(started.elapsed() * LOOK_SHARE)
+fn pause(period: Duration, share: u32, started: Instant) -> Duration {
+    period.max(started.elapsed() * share)
 }
 
 /// Dumps the sockets of every network namespace that has a process.
