@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::inventory::Kind;
-use crate::ledgers::LedgerEnd;
+use crate::inventory::{Inventory, Kind};
+use crate::ledgers::{LedgerEnd, Ledgers};
 use crate::names::SocketName;
 use crate::processes;
 use crate::recording::ProcessRecord;
@@ -220,8 +220,7 @@ fn ends(seen: &Observation) -> HashMap<u64, End> {
         }
     }
     for ledger_end in seen.ledgers.ends() {
-        let slot = &ledger_end.now;
-        let cookie = if slot.cookie == 0 { seen.inventory.cookie_of_inode(slot.inode).unwrap_or(0) } else { slot.cookie };
+        let cookie = cookie_of(&seen.inventory, ledger_end);
         if end(&mut ends, cookie).is_some() {
             let end = ends.entry(cookie).or_default();
             // A family over exec may leave two ledgers that knew the socket: the one with more traffic is in use.
@@ -236,6 +235,16 @@ fn ends(seen: &Observation) -> HashMap<u64, End> {
         end.pids.extend(end.ledger.iter().flat_map(|ledger_end| seen.ledgers.pids(ledger_end.ledger)));
     }
     ends
+}
+
+/// Cookie of the socket that a ledger's slot is about, 0 if it cannot be told.
+fn cookie_of(inventory: &Inventory, end: &LedgerEnd) -> u64 {
+    if end.now.cookie == 0 { inventory.cookie_of_inode(end.now.inode).unwrap_or(0) } else { end.now.cookie }
+}
+
+/// How many ends of ledgers belong to no socket.
+pub(crate) fn unplaced(inventory: &Inventory, ledgers: &Ledgers) -> u64 {
+    ledgers.ends().filter(|end| cookie_of(inventory, end) == 0).count() as u64
 }
 
 /// Who is whose peer: as the kernel's list says, else as the kernel programs saw bytes arrive.

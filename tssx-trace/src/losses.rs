@@ -22,6 +22,8 @@ pub(crate) struct Losses {
     pub(crate) uncounted_connections: u64,
     /// Selected connections whose ledger slot was used again before it was read.
     pub(crate) overwritten_connections: u64,
+    /// Selected connections whose socket the ledger does not name, and no list of sockets knew.
+    pub(crate) unplaced_connections: u64,
     /// Ledgers that were found and not believed.
     pub(crate) refused_ledgers: u64,
 }
@@ -48,6 +50,7 @@ impl Losses {
             (self.missed_events, "event", "not delivered by the kernel"),
             (self.uncounted_connections, "selected connection", "found no room in their process's ledger"),
             (self.overwritten_connections, "selected connection", "came and went faster than the ledgers were read"),
+            (self.unplaced_connections, "selected connection", "of which the ledger does not tell the socket"),
             (self.refused_ledgers, "ledger", "found and not read (see the warnings)"),
         ] {
             if count > 0 {

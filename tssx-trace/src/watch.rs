@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::inventory::Inventory;
+use crate::join;
 use crate::ledgers::Ledgers;
 use crate::losses::Losses;
 use crate::output;
@@ -145,6 +146,7 @@ impl Sources {
         self.probe.flush_log();
         losses.uncounted_connections = self.ledgers.uncounted();
         losses.overwritten_connections = self.ledgers.overwritten();
+        losses.unplaced_connections = join::unplaced(&self.inventory, &self.ledgers);
         losses.refused_ledgers = self.ledgers.refused().count() as u64;
         for refused in self.ledgers.refused() {
             output::note(&format!("warning: a ledger was not read: {refused}"));
