@@ -16,6 +16,7 @@ mod inert;
 mod ledger;
 mod process;
 mod programs;
+mod rare;
 mod redis;
 mod role;
 mod sys;

@@ -45,6 +45,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-preload/src/user_buf.rs",
     "tssx-preload/tests/behaviour/cases/descriptors.rs",
     "tssx-preload/tests/behaviour/ledger.rs",
+    "tssx-preload/tests/behaviour/rare.rs",
     "tssx-preload/tests/behaviour/sys.rs",
     "tssx-trace/src/ledgers.rs",
     "tssx-trace/src/probe.rs",

@@ -8,6 +8,7 @@ mod nonblocking;
 mod options;
 mod processes;
 mod readiness;
+mod unserved;
 mod waiting;
 
 use crate::harness::Case;
@@ -16,6 +17,6 @@ use crate::harness::Case;
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [data::CASES, nonblocking::CASES, readiness::CASES, closing::CASES, waiting::CASES, options::CASES, descriptors::CASES]
         .into_iter()
-        .chain([processes::CASES, many::CASES])
+        .chain([processes::CASES, many::CASES, unserved::CASES])
         .flatten()
 }
