@@ -110,11 +110,16 @@ pub fn withdraw(segment: &Segment) {
 }
 
 /// Consumer, after publishing: whether the producer waits for room that it should now be given. `before` and `after` are the
-/// unread bytes around the read; only a read that crosses the mark needs to look.
+/// unread bytes around the read. The read that crosses the mark, a quarter of what the producer may leave unread, fences and
+/// looks; a producer that has not announced itself by then sees the room. Reads below the mark look without a fence, and
+/// only make up for a release that had to be put off.
 #[must_use]
 pub fn should_release(segment: &Segment, before: u64, after: u64) -> bool {
-    let mark = segment.capacity() / 4;
-    if before <= mark || after > mark {
+    let mark = match segment.rx().limit.load(Relaxed) {
+        0 => segment.capacity(),
+        limit => limit.min(segment.capacity()),
+    } / 4;
+    if after > mark || (before <= mark && segment.rx().writer_waiting.load(Relaxed) == 0) {
         return false;
     }
     fence(SeqCst);

@@ -99,8 +99,10 @@ pub const GONE_CLOSED: u32 = 1 << 31;
 pub struct Direction {
     /// Ring position after the last byte written. Writer: producer (Release); the consumer's Acquire load pairs with it.
     pub tail: AtomicU64,
+    /// Most bytes the producer leaves unread, from its SO_SNDBUF; 0 = the capacity. Tells the consumer when to let it go on.
+    pub limit: AtomicU64,
     /// Keeps the consumer's frequent reads of `tail` apart from the rarely written fields.
-    pub pad0: [AtomicU64; 7],
+    pub pad0: [AtomicU64; 6],
     /// One of the `STATE_` values; writer: producer. `switch_at`, `end_at`, `resume_at` are valid once it says so.
     pub state: AtomicU32,
     /// 1 while the producer waits for room and keeps the kernel socket unwritable; the consumer clears it when it drains.
@@ -144,6 +146,7 @@ const _: () = {
     assert!(offset_of!(SideBlock, holders) == 8);
     assert!(offset_of!(SideBlock, refused) == 12);
     assert!(size_of::<Direction>() <= DIRECTION_SIZE);
+    assert!(offset_of!(Direction, limit) == 8);
     assert!(offset_of!(Direction, state) == 64);
     assert!(offset_of!(Direction, writer_waiting) == 68);
     assert!(offset_of!(Direction, switch_at) == 72);

@@ -154,6 +154,7 @@ pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) 
     slot.sndbuf.store(buffer, Relaxed);
     let limit = u64::from(buffer).clamp(LIMIT_MIN, segment.capacity());
     slot.tx_limit.store(u32::try_from(limit).unwrap_or(u32::MAX), Relaxed);
+    direction.limit.store(limit, Relaxed);
     direction.switch_at.store(slot.kernel_tx_bytes.load(Relaxed), Relaxed);
     direction.state.store(STATE_RING, Release);
     slot.tx_mode.store(MODE_RING, Release);

@@ -87,6 +87,7 @@ fn set_send_buffer(fd: c_int, value: c_int) -> bool {
     tx.slot.sndbuf.store(buffer, Relaxed);
     let limit = u64::from(buffer).clamp(4096, segment.capacity());
     tx.slot.tx_limit.store(u32::try_from(limit).unwrap_or(u32::MAX), Relaxed);
+    segment.tx().limit.store(limit, Relaxed);
     true
 }
 
