@@ -28,9 +28,12 @@ pub(crate) fn line(key: &str, value: &str) -> anyhow::Result<String> {
     Ok(line)
 }
 
-/// A comment line; control characters in it are shown as escapes, so that it stays one line.
+/// A comment line; control characters in it are shown as escapes, so that it stays one line. It never ends in a backslash,
+/// which systemd takes for a comment that goes on in the next line.
 pub(crate) fn comment(text: &str) -> String {
-    format!("# {}", crate::names::escape(text.as_bytes()).replace("\\\\", "\\"))
+    let printable = crate::names::escape(text.as_bytes()).replace("\\\\", "\\");
+    let end = if printable.ends_with('\\') { " ." } else { "" };
+    format!("# {printable}{end}")
 }
 
 /// Reads the variables of a file whose lines are those that [`line`] and [`comment`] write.
@@ -120,5 +123,6 @@ mod tests {
     #[test]
     fn a_comment_is_one_line_whatever_is_in_it() {
         assert_eq!(comment("a\nrm -rf /"), "# a\\x0arm -rf /");
+        assert_eq!(comment("ends in \\"), "# ends in \\ .");
     }
 }

@@ -34,6 +34,15 @@ impl Losses {
         *self != Self::default()
     }
 
+    /// A line for the report itself, empty if nothing was lost.
+    pub(crate) fn warning(&self) -> &'static str {
+        if self.any() {
+            "INCOMPLETE: some traffic could not be counted (the messages say why); the figures are lower bounds.\n"
+        } else {
+            ""
+        }
+    }
+
     /// Tells what was lost; `max_sockets` is the size that the kernel's map had.
     pub(crate) fn tell(&self, max_sockets: u32) {
         let full = format!("more than {max_sockets} sockets in use: raise --max-sockets");

@@ -124,6 +124,8 @@ fn what_finds_no_room_is_counted_as_lost_and_the_exit_status_says_so() {
     let (code, errors) = stop(tracer);
     assert_eq!(code, Some(3), "{errors}");
     assert!(errors.contains("LOST") && errors.contains("--max-sockets"), "{errors}");
+    let table = std::fs::read_to_string(directory.path().join("table")).expect("a table");
+    assert!(table.contains("INCOMPLETE"), "{table}");
     let text = std::fs::read_to_string(&recording).expect("a recording");
     let recording: Value = serde_json::from_str(&text).expect("JSON");
     // One of the two ends has room: at least the other's calls, 100 sends and 100 receives, are lost.

@@ -143,6 +143,7 @@ fn render(recording: &Recording, all: bool) -> String {
         let (calls, bytes) = (plural(unnamed.calls, "call"), plural(unnamed.bytes, "byte"));
         let _ = writeln!(text, "Not shown: {} {what}: {calls}, {bytes}.", plural(unnamed.connections, "connection"));
     }
+    text.push_str(recording.losses.warning());
     text
 }
 

@@ -121,6 +121,7 @@ fn render(seen: &Observation, reports: &[SocketReport]) -> String {
         "{:.1} s{early}. Hit rate: bytes through rings, by the library's ledgers, of all bytes of the selected connections; kernel bytes by eBPF, less doorbells.",
         seen.elapsed.as_secs_f64()
     );
+    text.push_str(seen.losses.warning());
     text
 }
 
