@@ -35,6 +35,9 @@ unsafe impl ZeroInit for Chunk {}
 
 static TABLE: [AtomicPtr<Chunk>; CHUNKS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; CHUNKS];
 
+/// One past the highest chunk that was ever made.
+static CHUNKS_USED: AtomicUsize = AtomicUsize::new(0);
+
 /// What a descriptor is to us.
 #[derive(Clone, Copy)]
 pub(crate) enum Entry {
@@ -129,15 +132,16 @@ pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> 
             Err(theirs) => theirs, // another thread was faster; 32 KiB of untouched address space are lost
         };
     }
+    CHUNKS_USED.fetch_max((index >> CHUNK_BITS) + 1, AcqRel);
     // SAFETY: a chunk, once there, is never unmapped.
     let chunk = unsafe { chunk.as_ref().ok_or(())? };
     let cell = chunk.0.get(index & (CHUNK - 1)).ok_or(())?;
     Ok(Entry::decode(cell.swap(entry.map_or(0, Entry::encode), AcqRel)))
 }
 
-/// Calls `visit` for every descriptor from `first` to `last` that has an entry. Chunks that were never used cost one load.
+/// Calls `visit` for every descriptor from `first` to `last` that has an entry. Costs nothing where nothing was ever selected.
 pub(crate) fn for_each(first: u32, last: u32, mut visit: impl FnMut(c_int, Entry)) {
-    for (number, cell) in TABLE.iter().enumerate() {
+    for (number, cell) in TABLE.iter().enumerate().take(CHUNKS_USED.load(Acquire)) {
         let base = number << CHUNK_BITS;
         // SAFETY: a chunk, once there, is never unmapped.
         let Some(chunk) = (unsafe { cell.load(Acquire).as_ref() }) else {
