@@ -9,6 +9,7 @@
 
 use core::mem::{MaybeUninit, size_of};
 
+use crate::clock;
 use crate::reason::Reason;
 use crate::sys;
 
@@ -18,6 +19,9 @@ const NAME_PREFIX: &[u8] = b"\0tssx/1/";
 const OFFER: &[u8; 8] = b"TSSXOFR1";
 /// Mailbox descriptors are moved to at least this number, out of the way of programs that count on low ones.
 const DESCRIPTOR_MIN: usize = 200;
+
+/// Longest wait for the message of a visitor who has connected, microseconds.
+const OFFER_WAIT_US: u64 = 300;
 
 /// What one try brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,14 +95,19 @@ pub fn take_offer(mailbox: i32, uid: u32) -> Outcome<i32> {
     let Ok(visitor) = sys::accept(mailbox) else {
         return Outcome::NotYet;
     };
-    let outcome = if is_user(visitor, uid) { receive_offer(visitor) } else { Outcome::Refused(Reason::PeerCredentials) };
+    let outcome = if is_user(visitor, uid) { await_offer(visitor) } else { Outcome::Refused(Reason::PeerCredentials) };
     sys::close(visitor);
     outcome
 }
 
 /// Connector: offers `segment` to the mailbox of the acceptor with this inode, if it is open and belongs to user `uid`.
-/// `make` is called once the acceptor is known to be there and to be the right one.
-pub fn offer<T>(acceptor_inode: u64, uid: u32, make: impl FnOnce() -> Result<(T, i32), Reason>) -> Outcome<T> {
+/// `make` is called once the acceptor is known to be there and to be the right one, `unmake` if it is gone by then.
+pub fn offer<T>(
+    acceptor_inode: u64,
+    uid: u32,
+    make: impl FnOnce() -> Result<(T, i32), Reason>,
+    unmake: impl FnOnce(T),
+) -> Outcome<T> {
     let Ok(fd) = socket() else {
         return Outcome::NotYet;
     };
@@ -112,13 +121,30 @@ pub fn offer<T>(acceptor_inode: u64, uid: u32, make: impl FnOnce() -> Result<(T,
             Ok((made, memory)) => {
                 let sent = send_offer(fd, memory);
                 sys::close(memory);
-                if sent { Outcome::Done(made) } else { Outcome::Refused(Reason::PeerNotReady) }
+                if sent {
+                    Outcome::Done(made)
+                } else {
+                    unmake(made);
+                    Outcome::NotYet
+                }
             }
             Err(reason) => Outcome::Refused(reason),
         }
     };
     sys::close(fd);
     outcome
+}
+
+/// The connector connects first and makes the segment then, so its message comes some microseconds after it; a visitor that
+/// says nothing for longer is sent away, and an honest one tries again.
+fn await_offer(visitor: i32) -> Outcome<i32> {
+    let (start, patience) = (clock::ticks(), OFFER_WAIT_US * clock::ticks_per_us());
+    loop {
+        match receive_offer(visitor) {
+            Outcome::NotYet if clock::ticks().wrapping_sub(start) < patience => sys::yield_now(),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Room for one control message with one descriptor, aligned as `struct cmsghdr`.
@@ -151,6 +177,9 @@ fn receive_offer(fd: i32) -> Outcome<i32> {
     let mut message = message(&mut part, &mut control);
     // SAFETY: all pointers lead to locals that are alive.
     let received = unsafe { sys::recvmsg(fd, &mut message, libc::MSG_CMSG_CLOEXEC) };
+    if received == Err(sys::Errno::AGAIN) {
+        return Outcome::NotYet;
+    }
     let whole = received == Ok(OFFER.len()) && text == *OFFER;
     let length = message.msg_controllen;
     // SAFETY: the buffer is aligned for `cmsghdr` and initialised, whatever the kernel wrote.
@@ -168,7 +197,6 @@ fn receive_offer(fd: i32) -> Outcome<i32> {
             sys::close(memory);
             Outcome::Refused(Reason::BadSegment)
         }
-        // The connector connects and sends in one go, but a stranger of the same user need not.
         (false, _) => Outcome::Refused(Reason::BadSegment),
     }
 }
@@ -197,11 +225,11 @@ mod tests {
     #[test]
     fn an_offer_reaches_the_open_mailbox_and_only_that() {
         let inode = 0xfeed_0000 + u64::from(std::process::id());
-        assert_eq!(offer(inode, uid(), || -> Result<((), i32), Reason> { panic!("nobody listens") }), Outcome::NotYet);
+        assert_eq!(offer(inode, uid(), || -> Result<((), i32), Reason> { panic!("nobody listens") }, drop), Outcome::NotYet);
         let mailbox = open_mailbox(inode).expect("mailbox");
         assert_eq!(take_offer(mailbox, uid()), Outcome::NotYet);
         assert!(open_mailbox(inode).is_err(), "the name is taken");
-        let sent = offer(inode, uid(), || Segment::create(0, 1, inode));
+        let sent = offer(inode, uid(), || Segment::create(0, 1, inode), |_| panic!("not sent"));
         let Outcome::Done(segment) = sent else { panic!("not sent: {sent:?}") };
         let Outcome::Done(memory) = take_offer(mailbox, uid()) else { panic!("not received") };
         assert!(Segment::adopt(memory, inode).is_ok());

@@ -127,6 +127,12 @@ impl Segment {
         }
     }
 
+    /// Ends the mapping of a segment that was made and never shared.
+    pub fn discard(self) {
+        // SAFETY: the handle is the only one: it was neither stored nor offered with success.
+        unsafe { self.unmap() };
+    }
+
     /// The handle taken apart for an atomic cell: address and capacity.
     #[must_use]
     pub fn into_parts(self) -> (*mut u8, u64) {

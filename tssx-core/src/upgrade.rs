@@ -121,7 +121,7 @@ impl Schedule {
         };
         let buffer = sys::getsockopt::<i32>(fd, libc::SO_SNDBUF).unwrap_or(0).max(0);
         let capacity = u64::from(buffer.cast_unsigned());
-        match rendezvous::offer(peer, uid, || Segment::create(capacity, own, peer)) {
+        match rendezvous::offer(peer, uid, || Segment::create(capacity, own, peer), Segment::discard) {
             Outcome::Done(segment) => Step::Joined(segment, None),
             Outcome::Refused(reason) => Step::GiveUp(reason, None),
             Outcome::NotYet => {
