@@ -18,7 +18,7 @@ use crate::process::Process;
 use crate::role::{End, Role, SOCKET};
 
 /// Longest that both ends of a case may take. Only a hanging case ever takes that long.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
 
 /// One case: what each end does.
 pub(crate) struct Case {
