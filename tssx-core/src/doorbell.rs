@@ -23,7 +23,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
-use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER, Direction, GONE_CLOSED, GONE_SHUTDOWN};
+use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER, Direction, GONE_CLOSED, GONE_SHUTDOWN, STATE_ENDED};
 use crate::ledger::layout::Slot;
 use crate::segment::Segment;
 use crate::sys::{self, Errno};
@@ -137,23 +137,53 @@ pub enum Drained {
     Failed(Errno),
 }
 
-/// Consumer, under the receiving lock, direction in the ring: takes all doorbell bytes out of the kernel's queue, and lets the
-/// producer write again.
+/// Consumer, under the receiving lock, direction in the ring: takes all doorbell bytes out of the kernel's queue, lets the
+/// producer write again, and tells end of file and errors.
 pub fn drain(fd: i32, slot: &Slot, segment: &Segment) -> Drained {
-    let mut scratch = [0_u8; 4608];
     let mut total = 0;
     segment.rx().writer_waiting.store(0, SeqCst);
     loop {
-        match sys::receive(fd, &mut scratch, 0) {
-            Ok(0) => return Drained::EndOfFile,
-            Ok(count) => {
-                total += count as u64;
-                slot.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
-                slot.doorbell_rx_calls.fetch_add(1, Relaxed);
-            }
-            Err(Errno::AGAIN) => return Drained::Empty(total),
-            Err(errno) => return Drained::Failed(errno),
+        match take_some(fd, slot, segment) {
+            Drained::Empty(0) => return Drained::Empty(total),
+            Drained::Empty(count) => total += count,
+            end => return end,
         }
+    }
+}
+
+/// As [`drain`], but content with the doorbells that wait now: end of file and errors stay for whoever asks.
+pub fn take_doorbells(fd: i32, slot: &Slot, segment: &Segment) -> u64 {
+    segment.rx().writer_waiting.store(0, SeqCst);
+    if let Drained::Empty(count) = take_some(fd, slot, segment) { count } else { 0 }
+}
+
+/// Takes what waits and is certainly a doorbell. First what is queued, then whether the ring has ended: a producer says so
+/// before it sends its first byte behind the end, so what was queued before is not the program's.
+fn take_some(fd: i32, slot: &Slot, segment: &Segment) -> Drained {
+    let mut scratch = [0_u8; 4608];
+    let queued = match sys::receive(fd, &mut scratch, libc::MSG_PEEK) {
+        Ok(0) => return Drained::EndOfFile,
+        Ok(count) => count as u64,
+        Err(Errno::AGAIN) => return Drained::Empty(0),
+        Err(errno) => return Drained::Failed(errno),
+    };
+    fence(Acquire);
+    let direction = segment.rx();
+    let mut most = queued;
+    if direction.state.load(Acquire) == STATE_ENDED {
+        let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
+        most = queued.min(direction.resume_at.load(Relaxed).saturating_sub(carried));
+    }
+    let Some(room) = scratch.get_mut(..usize::try_from(most).unwrap_or(0)).filter(|room| !room.is_empty()) else {
+        return Drained::Empty(0);
+    };
+    match sys::receive(fd, room, 0) {
+        Ok(count) => {
+            slot.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
+            slot.doorbell_rx_calls.fetch_add(1, Relaxed);
+            Drained::Empty(count as u64)
+        }
+        Err(_) => Drained::Empty(0), // another process of the family was faster
     }
 }
 

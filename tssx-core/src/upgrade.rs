@@ -26,7 +26,7 @@ const UNKNOWN_MAX: u32 = 4;
 /// Tries in vain after which a connector that is still trying says why it is plain so far.
 const TRIES_BEFORE_REASON: u32 = 4;
 /// Mailboxes one process keeps open at the same time.
-pub const PENDING_MAX: u32 = 32;
+pub const PENDING_MAX: u32 = 64;
 
 /// Mailboxes open in this process.
 static PENDING: AtomicU32 = AtomicU32::new(0);
@@ -168,7 +168,7 @@ impl Schedule {
         if PENDING.fetch_add(1, Relaxed) >= PENDING_MAX {
             PENDING.fetch_sub(1, Relaxed);
             slot.reason.store(Reason::TooManyPending as u32, Relaxed);
-            self.next.store(operations + WINDOW_MIN, Relaxed);
+            self.next.store(operations + 2, Relaxed);
             return Step::Nothing;
         }
         let opened = own_inode(fd, slot).ok_or(Reason::PeerUnknown).and_then(rendezvous::open_mailbox);

@@ -212,7 +212,7 @@ impl Endpoint {
         let Some(segment) = self.segment(slot) else { return };
         let in_ring = slot.rx_mode.load(Relaxed) == tssx_core::ledger::layout::MODE_RING;
         if in_ring && doorbell::outstanding(slot, &segment) {
-            let _ = doorbell::drain(fd, slot, &segment);
+            doorbell::take_doorbells(fd, slot, &segment);
         }
     }
 

@@ -8,7 +8,7 @@ use tssx_core::layout::{ASLEEP_WATCHER, CONSENT_GIVEN, STATE_KERNEL};
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, switchover};
+use tssx_core::{clock, switchover, sys};
 
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::socket::reset;
@@ -97,12 +97,20 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
 /// The ring is empty and the kernel says "readable": doorbells, which are taken, or the end (true)? Bytes that arrived
 /// meanwhile count as the end of waiting too.
 fn is_end(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
+    if switchover::try_resume(fd, rx.slot, segment) {
+        return kernel_is_readable(fd);
+    }
     let drained = doorbell::drain(fd, rx.slot, segment);
     if rx.endpoint.watchers.any() && matches!(drained, Drained::Empty(1..)) {
         doorbell::announce(segment, ASLEEP_WATCHER);
     }
     let bytes = from_rings(rx.slot, segment) & READABLE != 0;
-    bytes || switchover::try_resume(fd, rx.slot, segment) || !matches!(drained, Drained::Empty(_))
+    bytes || !matches!(drained, Drained::Empty(_)) || (switchover::try_resume(fd, rx.slot, segment) && kernel_is_readable(fd))
+}
+
+/// Back on the kernel socket: its readiness is the program's again.
+fn kernel_is_readable(fd: c_int) -> bool {
+    sys::poll_now(fd, libc::POLLIN).unwrap_or(0) != 0
 }
 
 /// Before the kernel's wait: from now on its readiness of `fd` mirrors the ring. True if there is something already, and no
@@ -123,7 +131,7 @@ pub(crate) fn prepare_to_wait(fd: c_int, rx: &Locked, segment: &Segment) -> bool
     }
     let empty = || from_rings(rx.slot, segment) & READABLE == 0;
     if empty() && doorbell::outstanding(rx.slot, segment) {
-        let _ = doorbell::drain(fd, rx.slot, segment);
+        doorbell::take_doorbells(fd, rx.slot, segment);
     }
     doorbell::announce(segment, ASLEEP_WATCHER);
     !empty() || switchover::try_resume(fd, rx.slot, segment)

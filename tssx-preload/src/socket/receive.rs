@@ -169,6 +169,7 @@ fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isiz
 fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
     let Ok(consumer) = Consumer::open(segment) else {
         fallback::mark_corrupt(call.fd, rx.slot);
+        rx.slot.rx_mode.store(MODE_FINAL, Relaxed); // what follows is the kernel's end of file
         return call.finish(Err(Errno(libc::ECONNRESET)));
     };
     if consumer.available() > 0 {
@@ -178,7 +179,21 @@ fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
     if switchover::try_resume(call.fd, rx.slot, segment) {
         return Step::Again;
     }
+    if segment.rx().state.load(Acquire) == STATE_ENDED {
+        return at_false_end(call, &rx, segment);
+    }
     if call.blocks(rx.slot) { wait_for_bytes(call, rx, segment) } else { look_at_kernel(call, &rx, segment) }
+}
+
+/// The ring has ended, but not where it is empty: bytes that came just before the end, or a lie.
+fn at_false_end(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
+    // The tail is final once the state says so.
+    if segment.rx().tail.load(Acquire) != segment.rx().head.load(Relaxed) || switchover::try_resume(call.fd, rx.slot, segment) {
+        return Step::Again;
+    }
+    fallback::mark_corrupt(call.fd, rx.slot);
+    rx.slot.rx_mode.store(MODE_FINAL, Relaxed);
+    call.finish(Err(Errno(libc::ECONNRESET)))
 }
 
 fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: Consumer<'_>) {
@@ -190,7 +205,7 @@ fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: C
     }
     let (before, after) = consumer.publish();
     if doorbell::should_release(segment, before, after) && (after == 0 || nobody_waits(rx)) {
-        let _ = doorbell::drain(call.fd, rx.slot, segment);
+        doorbell::take_doorbells(call.fd, rx.slot, segment);
         rearm(rx.endpoint, segment);
     }
     rx.slot.ring_rx_bytes.fetch_add(count as u64, Relaxed);
@@ -259,7 +274,7 @@ fn sleep(call: &Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'static 
     let alone = slot.rx_waiters.fetch_add(1, Relaxed) == 0;
     let writer_waits = segment.rx().writer_waiting.load(Relaxed) != 0;
     if (!alone || writer_waits) && doorbell::outstanding(slot, segment) {
-        let _ = doorbell::drain(call.fd, slot, segment);
+        doorbell::take_doorbells(call.fd, slot, segment);
     }
     doorbell::announce(segment, if alone { ASLEEP_EATER } else { ASLEEP_WATCHER });
     if holds_bytes(segment) {

@@ -68,7 +68,7 @@ fn move_piece(fd: c_int, out: c_int, count: usize) -> Result<Option<usize>> {
     rx.slot.ring_rx_bytes.fetch_add(moved as u64, Relaxed);
     rx.slot.ring_rx_calls.fetch_add(1, Relaxed);
     if doorbell::should_release(&segment, before, after) && after == 0 {
-        let _ = doorbell::drain(fd, rx.slot, &segment);
+        doorbell::take_doorbells(fd, rx.slot, &segment);
     }
     Ok(Some(moved))
 }
