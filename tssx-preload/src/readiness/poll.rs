@@ -31,7 +31,11 @@ pub(crate) fn poll(
             return Ok(ready);
         }
         if ready > 0 || deadline == Deadline::Now {
-            return ask(fds, Deadline::Now, &mut kernel);
+            // What the rings said may be gone by now (another thread took it): then this call goes on waiting.
+            match ask(fds, Deadline::Now, &mut kernel)? {
+                0 if deadline != Deadline::Now => {}
+                count => return Ok(count),
+            }
         }
         if SPIN.spin(|| look(fds) > 0) {
             continue;

@@ -85,6 +85,8 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
             ready &= !READABLE;
         }
     }
+    // Doorbells that are not taken yet can make the kernel say "not writable" while the ring has room.
+    ready |= from_rings(rx.slot, segment) & WRITABLE & events;
     if ready & libc::POLLERR != 0 && reset::is_false(rx.slot, segment) {
         ready &= !libc::POLLERR;
     }

@@ -173,8 +173,11 @@ fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
         return call.finish(Err(Errno(libc::ECONNRESET)));
     };
     if consumer.available() > 0 {
-        take(call, &rx, segment, consumer);
-        return if call.satisfied() { Step::Return(Ok(call.got)) } else { Step::Again };
+        let emptied = take(call, &rx, segment, consumer);
+        // Bytes that came before the doorbells were taken rang none of their own: a program that waits for the next edge after
+        // a short read must be given them now.
+        let more = emptied && call.got < call.parts.total() && holds_bytes(segment);
+        return if call.satisfied() && !more { Step::Return(Ok(call.got)) } else { Step::Again };
     }
     if switchover::try_resume(call.fd, rx.slot, segment) {
         return Step::Again;
@@ -196,21 +199,24 @@ fn at_false_end(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
     call.finish(Err(Errno(libc::ECONNRESET)))
 }
 
-fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: Consumer<'_>) {
+/// Copies out and frees the space. True if the ring was emptied and the doorbells behind it taken.
+fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: Consumer<'_>) -> bool {
     // SAFETY: `walk` passes addresses of the caller's memory, which recv(2) requires to be writable.
     let count = call.parts.walk(call.got, usize::MAX, |to, length| unsafe { consumer.copy_out(to, length) });
     if call.peeks() {
         call.got += count;
-        return;
+        return false;
     }
     let (before, after) = consumer.publish();
-    if doorbell::should_release(segment, before, after) && (after == 0 || nobody_waits(rx)) {
+    let released = doorbell::should_release(segment, before, after) && (after == 0 || nobody_waits(rx));
+    if released {
         doorbell::take_doorbells(call.fd, rx.slot, segment);
         rearm(rx.endpoint, segment);
     }
     rx.slot.ring_rx_bytes.fetch_add(count as u64, Relaxed);
     rx.slot.ring_rx_calls.fetch_add(u64::from(call.got == 0), Relaxed);
     call.got += count;
+    released && after == 0
 }
 
 /// Whether nobody else may be asleep or waking up: while the ring holds bytes, the doorbell is theirs, and the producer's junk,
