@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 /// Operations before the clock starts: past the upgrade, with warm caches.
@@ -84,6 +86,8 @@ struct Load {
 /// # Errors
 /// Whatever the socket answers.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    // A bench that is interrupted leaves no server behind.
+    set_pdeathsig(Signal::SIGKILL)?;
     match &options.program {
         Program::EchoServer(place) => blocking::echo_server(&place.socket, place.size, pin(place)?),
         Program::StreamServer(place) => blocking::stream_server(&place.socket, place.size, pin(place)?),
