@@ -12,6 +12,7 @@ macro_rules! same_signature {
 
 mod close;
 mod connection;
+mod exec;
 mod fcntl;
 mod io;
 mod msg;

@@ -10,6 +10,8 @@
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use core::ffi::c_int;
+
 use libc::pid_t;
 use tssx_core::sys;
 
@@ -113,6 +115,21 @@ fn in_child() {
         }
         Entry::Listener(_) => {}
     });
+}
+
+/// exec(3) through `exec`, which returns only if it fails: this image's share of every connection ends with it.
+pub(crate) fn exec(exec: impl Fn() -> c_int) -> c_int {
+    let ours = PID.load(Relaxed) == sys::getpid();
+    if ours {
+        each_stream(|endpoint| endpoint.change_holders(false));
+    }
+    let result = exec();
+    let errno = crate::errno::get();
+    if ours {
+        each_stream(|endpoint| endpoint.change_holders(true));
+    }
+    crate::errno::set(errno);
+    result
 }
 
 /// The process is about to end: gives up its share of every connection in the ledger, which a forked family may go on using.
