@@ -21,12 +21,12 @@
 //! All these bytes are counted by the sender (`doorbells`) and the receiver, so that they can be told from the program's.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::fence;
 
 use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER, Direction, GONE_CLOSED, GONE_SHUTDOWN, STATE_ENDED};
 use crate::ledger::layout::Slot;
 use crate::segment::Segment;
-use crate::sys::{self, Errno};
+use crate::sync::{fence, kernel};
+use crate::sys::Errno;
 
 /// The bits that say that somebody sleeps.
 const ASLEEP: u32 = ASLEEP_EATER | ASLEEP_WATCHER;
@@ -52,7 +52,7 @@ pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Errno> {
 }
 
 fn send_junk(fd: i32, slot: &Slot, direction: &Direction, count: usize) -> Result<(), Errno> {
-    match sys::send(fd, JUNK.get(..count).unwrap_or(&JUNK)) {
+    match kernel::send(fd, JUNK.get(..count).unwrap_or(&JUNK)) {
         Ok(sent) => {
             direction.doorbells.fetch_add(sent as u64, Release);
             slot.doorbell_tx_bytes.fetch_add(sent as u64, Relaxed);
@@ -77,7 +77,7 @@ pub fn hold_unwritable(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Er
     }
     // Not fresh, but writable: the consumer took our junk together with what it was draining. Send it again, or a program
     // that waits by poll would be told "writable" over and over.
-    if fresh || sys::poll_now(fd, libc::POLLOUT)? & libc::POLLOUT != 0 {
+    if fresh || kernel::poll_now(fd, libc::POLLOUT)? & libc::POLLOUT != 0 {
         send_junk(fd, slot, direction, JUNK.len())?;
     }
     fence(SeqCst);
@@ -161,7 +161,7 @@ pub fn take_doorbells(fd: i32, slot: &Slot, segment: &Segment) -> u64 {
 /// before it sends its first byte behind the end, so what was queued before is not the program's.
 fn take_some(fd: i32, slot: &Slot, segment: &Segment) -> Drained {
     let mut scratch = [0_u8; 4608];
-    let queued = match sys::receive(fd, &mut scratch, libc::MSG_PEEK) {
+    let queued = match kernel::receive(fd, &mut scratch, libc::MSG_PEEK) {
         Ok(0) => return Drained::EndOfFile,
         Ok(count) => count as u64,
         Err(Errno::AGAIN) => return Drained::Empty(0),
@@ -177,7 +177,7 @@ fn take_some(fd: i32, slot: &Slot, segment: &Segment) -> Drained {
     let Some(room) = scratch.get_mut(..usize::try_from(most).unwrap_or(0)).filter(|room| !room.is_empty()) else {
         return Drained::Empty(0);
     };
-    match sys::receive(fd, room, 0) {
+    match kernel::receive(fd, room, 0) {
         Ok(count) => {
             slot.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
             slot.doorbell_rx_calls.fetch_add(1, Relaxed);

@@ -12,7 +12,7 @@
 //! 4096   bytes of ring 0 (capacity)       4096 + capacity   bytes of ring 1
 //! ```
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use crate::sync::{AtomicU32, AtomicU64};
 
 /// First eight bytes of a segment: "TSSXSEG1" in memory order.
 pub const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"TSSXSEG1");
@@ -58,6 +58,7 @@ pub struct SegmentHeader {
 
 /// What one end says of itself; written by that end only.
 #[repr(C, align(128))]
+#[cfg_attr(loom, derive(Default))]
 pub struct SideBlock {
     /// 1 once the end has mapped the segment and published its byte counts.
     pub joined: AtomicU32,
@@ -96,6 +97,7 @@ pub const GONE_CLOSED: u32 = 1 << 31;
 
 /// One direction of the stream. Positions are free-running byte counts; `tail - head` never exceeds the capacity.
 #[repr(C, align(128))]
+#[cfg_attr(loom, derive(Default))]
 pub struct Direction {
     /// Ring position after the last byte written. Writer: producer (Release); the consumer's Acquire load pairs with it.
     pub tail: AtomicU64,
@@ -133,6 +135,7 @@ pub struct Direction {
     pub pad3: [AtomicU64; 15],
 }
 
+#[cfg(not(loom))]
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<SegmentHeader>() == LINE);

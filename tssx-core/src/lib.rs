@@ -7,11 +7,14 @@ pub mod doorbell;
 pub mod layout;
 pub mod ledger;
 pub mod lock;
+#[cfg(loom)]
+mod models;
 pub mod reason;
 pub mod rendezvous;
 pub mod ring;
 pub mod segment;
 mod shared_bytes;
 pub mod switchover;
+mod sync;
 pub mod sys;
 pub mod upgrade;

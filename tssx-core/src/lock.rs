@@ -9,13 +9,12 @@
 //! owner had half done is invisible. (A thread that is cancelled asynchronously inside the library, or a process id
 //! that is reused within the same instant, is beyond this: POSIX forbids the first, the kernel makes the second rare.)
 
-use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 
-use crate::sys;
+use crate::sync::{AtomicU32, kernel, spin_loop};
 
 /// Tries before the CPU is given away, and between looks for a dead owner.
-const TRIES_BEFORE_YIELD: u32 = 100;
+const TRIES_BEFORE_YIELD: u32 = if cfg!(loom) { 1 } else { 100 };
 
 /// Holds the lock until dropped.
 #[derive(Debug)]
@@ -30,9 +29,9 @@ pub fn acquire(word: &AtomicU32, pid: u32) -> Guard<'_> {
         tries = tries.wrapping_add(1);
         if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
             take_over(word, owner, pid);
-            sys::yield_now();
+            kernel::yield_now();
         } else {
-            core::hint::spin_loop();
+            spin_loop();
         }
     }
     Guard { word }
@@ -40,7 +39,7 @@ pub fn acquire(word: &AtomicU32, pid: u32) -> Guard<'_> {
 
 /// Frees the lock of an owner that no longer exists; the caller then competes for it like everybody.
 fn take_over(word: &AtomicU32, owner: u32, pid: u32) {
-    if owner != 0 && owner != pid && !sys::process_exists(owner) {
+    if owner != 0 && owner != pid && !kernel::process_exists(owner) {
         // Fails if somebody else was faster: then the word is no longer the dead owner's.
         let _ = word.compare_exchange(owner, 0, AcqRel, Relaxed);
     }
@@ -57,6 +56,7 @@ impl Drop for Guard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
 
     #[test]
     fn the_lock_of_a_dead_process_is_taken_over() {

@@ -23,6 +23,8 @@ fn memcpy() -> Memcpy {
 /// `from` must be readable and `to` writable for `length` bytes, and they must not overlap.
 #[inline]
 pub(crate) unsafe fn store(to: *mut u8, from: *const u8, length: usize) {
+    #[cfg(loom)]
+    crate::models::world::written(to, length);
     // SAFETY: the caller's promise is memcpy's precondition.
     unsafe { memcpy()(to.cast(), from.cast(), length) };
 }
@@ -33,6 +35,8 @@ pub(crate) unsafe fn store(to: *mut u8, from: *const u8, length: usize) {
 /// `from` must be readable and `to` writable for `length` bytes, and they must not overlap.
 #[inline]
 pub(crate) unsafe fn load(to: *mut u8, from: *const u8, length: usize) {
+    #[cfg(loom)]
+    crate::models::world::read(from, length);
     // SAFETY: the caller's promise is memcpy's precondition.
     unsafe { memcpy()(to.cast(), from.cast(), length) };
 }

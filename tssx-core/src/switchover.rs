@@ -15,7 +15,6 @@
 //! Every step is one-sided: nobody waits for the other end, and either end may die between any two steps.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::fence;
 
 use crate::clock;
 use crate::layout::{CONSENT_GIVEN, CONSENT_NONE, CONSENT_WANTED, STATE_ENDED, STATE_KERNEL, STATE_RING};
@@ -24,7 +23,7 @@ use crate::ledger::slots;
 use crate::ledger::view::LedgerView;
 use crate::reason::Reason;
 use crate::segment::Segment;
-use crate::sys;
+use crate::sync::{fence, kernel};
 
 /// Failed comparisons before an end gives up. One would do: the numbers are exact when they are compared.
 const DISAGREEMENTS_MAX: u32 = 3;
@@ -98,7 +97,7 @@ fn compare(fd: i32, slot: &Slot, segment: &Segment, pause_us: u64) -> Result<boo
     if sequence & 1 == 1 {
         return Ok(false);
     }
-    let Ok(queued) = sys::queued_bytes(fd) else {
+    let Ok(queued) = kernel::queued_bytes(fd) else {
         return Ok(false);
     };
     fence(Acquire);
@@ -134,6 +133,15 @@ fn spin_while(most_us: u64, condition: impl Fn() -> bool) {
 /// Producer, under the sending lock: moves the direction into the ring if the consumer consents and nothing of ours is under
 /// way. Returns whether the direction is in the ring now.
 pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) -> bool {
+    let switched = enter_ring(fd, slot, segment);
+    if switched {
+        slots::mark_upgraded(ledger, slot);
+    }
+    switched
+}
+
+/// [`try_switch`] without the ledger's sums.
+pub(crate) fn enter_ring(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     let direction = segment.tx();
     let ready = direction.consent.load(Acquire) == CONSENT_GIVEN
         && slot.kernel_tx_inflight.load(Relaxed) == 0
@@ -142,12 +150,12 @@ pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) 
     if !ready {
         return false;
     }
-    let Ok(buffer) = sys::getsockopt::<i32>(fd, libc::SO_SNDBUF) else {
+    let Ok(buffer) = kernel::getsockopt::<i32>(fd, libc::SO_SNDBUF) else {
         return false;
     };
     // From here on the kernel's buffer only carries doorbells; small, so that a few KiB of junk make it unwritable. What
     // the program sees as SO_SNDBUF stays what it was.
-    if sys::setsockopt(fd, libc::SO_SNDBUF, 1).is_err() {
+    if kernel::setsockopt(fd, libc::SO_SNDBUF, 1).is_err() {
         return false;
     }
     let buffer = buffer.max(0).cast_unsigned();
@@ -158,7 +166,6 @@ pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) 
     direction.switch_at.store(slot.kernel_tx_bytes.load(Relaxed), Relaxed);
     direction.state.store(STATE_RING, Release);
     slot.tx_mode.store(MODE_RING, Release);
-    slots::mark_upgraded(ledger, slot);
     true
 }
 
@@ -195,7 +202,7 @@ pub fn arrival(slot: &Slot, segment: &Segment) -> Arrival {
 /// asked is therefore the program's: a producer stores `state` before it sends its first doorbell.
 #[must_use]
 pub fn safe_bytes(fd: i32, slot: &Slot, segment: &Segment) -> (Arrival, u64) {
-    let queued = sys::queued_bytes(fd).unwrap_or(0);
+    let queued = kernel::queued_bytes(fd).unwrap_or(0);
     match arrival(slot, segment) {
         Arrival::Kernel(None) => (Arrival::Kernel(None), queued),
         Arrival::Kernel(Some(left)) => (Arrival::Kernel(Some(left)), left),
@@ -213,7 +220,7 @@ pub fn end_ring(fd: i32, slot: &Slot, segment: &Segment, reason: Reason) {
     slot.tx_mode.store(MODE_FINAL, Release);
     slot.reason.store(reason as u32, Relaxed);
     // The kernel doubles what it is given (socket(7)), so half restores what was there.
-    let _ = sys::setsockopt(fd, libc::SO_SNDBUF, (slot.sndbuf.load(Relaxed) / 2).cast_signed());
+    let _ = kernel::setsockopt(fd, libc::SO_SNDBUF, (slot.sndbuf.load(Relaxed) / 2).cast_signed());
 }
 
 /// Consumer, under the receiving lock, ring seen empty: goes back to the kernel socket if the producer ended the ring here.
@@ -231,7 +238,7 @@ pub fn try_resume(fd: i32, slot: &Slot, segment: &Segment) -> bool {
         if want == 0 {
             break;
         }
-        match sys::receive(fd, scratch.get_mut(..want).unwrap_or_default(), 0) {
+        match kernel::receive(fd, scratch.get_mut(..want).unwrap_or_default(), 0) {
             Ok(count) if count > 0 => {
                 slot.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
                 slot.doorbell_rx_calls.fetch_add(1, Relaxed);

@@ -4,9 +4,8 @@
 //! Counters are monotonic for the life of a slot's generation. Unless a field says otherwise it is written by the
 //! process (or the forked family) that owns the ledger, and read by anybody, possibly stale.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
-
 use crate::reason::REASON_COUNT;
+use crate::sync::{AtomicU32, AtomicU64};
 
 /// First eight bytes of a ledger: "TSSXLDG1" in memory order.
 pub const LEDGER_MAGIC: u64 = u64::from_le_bytes(*b"TSSXLDG1");
@@ -106,6 +105,7 @@ pub const MODE_FINAL: u32 = 2;
 ///
 /// "Operations" are calls of the program that moved at least one byte. "tx" is towards the peer, "rx" from it.
 #[repr(C)]
+#[cfg_attr(loom, derive(Default))]
 pub struct Slot {
     /// Raised by one at each claim; a snapshot is valid if it reads the same before and after.
     pub generation: AtomicU32,
@@ -194,6 +194,7 @@ pub struct Slot {
     pub reserved: [AtomicU64; 3],
 }
 
+#[cfg(not(loom))]
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<LedgerHeader>() == 40);

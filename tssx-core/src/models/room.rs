@@ -1,0 +1,194 @@
+//! Property: a writer that waits for room is told when a read has made enough of it, though nobody reads again afterwards.
+//! A writer that is missed never ends, which loom reports as a deadlock.
+
+#![allow(unsafe_code, reason = "copies through the ring's interface")]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use loom::thread;
+
+use super::kernel;
+use super::support::{explore, relaxed_if, unfenced_if};
+use super::world::World;
+use crate::doorbell;
+use crate::layout::ASLEEP_EATER;
+use crate::ring::consumer::Consumer;
+use crate::ring::producer::Producer;
+
+/// Bytes of the ring; a read that leaves one lets the writer go on.
+const CAPACITY: usize = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    None,
+    HoldUnfenced,
+    ReleaseUnfenced,
+    NoSecondLook,
+    PublishRelaxed,
+    OpenRelaxed,
+    /// The writer stops at a quarter of the capacity, so that no read ever crosses the mark.
+    LimitAtMark,
+}
+
+/// Most bytes that the writer leaves unread, the slot's `tx_limit`.
+fn limit(flaw: Flaw) -> usize {
+    if flaw == Flaw::LimitAtMark { CAPACITY / 4 } else { CAPACITY }
+}
+
+/// send.rs, `attempt`: what fits of `bytes`, at once. The number written.
+fn write(world: &World, bytes: &[u8], flaw: Flaw) -> usize {
+    let segment = world.producing();
+    let mut producer = relaxed_if(flaw == Flaw::OpenRelaxed, || Producer::open(&segment)).expect("sane");
+    let room = usize::try_from(producer.room(limit(flaw) as u64)).expect("small");
+    // SAFETY: a live slice.
+    let count = unsafe { producer.copy_in(bytes.as_ptr(), bytes.len().min(room)) };
+    producer.publish();
+    if count > 0 {
+        doorbell::rouse(0, &world.tx, &segment).expect("alive");
+    }
+    count
+}
+
+/// send.rs, `has_room`.
+fn has_room(world: &World, flaw: Flaw) -> bool {
+    Producer::open(&world.producing()).expect("sane").room(limit(flaw) as u64) > 0
+}
+
+/// send.rs, `send` and `sleep_for_room`, blocking.
+fn send(world: &World, mut bytes: &[u8], flaw: Flaw) {
+    loop {
+        bytes = &bytes[write(world, bytes, flaw)..];
+        if bytes.is_empty() {
+            return;
+        }
+        let segment = world.producing();
+        unfenced_if(flaw == Flaw::HoldUnfenced, || doorbell::hold_unwritable(0, &world.tx, &segment)).expect("alive");
+        if flaw != Flaw::NoSecondLook && has_room(world, flaw) {
+            continue;
+        }
+        kernel::send_one();
+        doorbell::count_sent(&world.tx, &segment, 1);
+    }
+}
+
+/// receive.rs, `take`: up to `most` bytes into the end of `into`. The number taken.
+fn take(world: &World, into: &mut Vec<u8>, most: usize, flaw: Flaw) -> usize {
+    let segment = world.consuming();
+    let mut consumer = Consumer::open(&segment).expect("sane");
+    let mut bytes = [0; CAPACITY];
+    // SAFETY: a live array, longer than the count.
+    let count = unsafe { consumer.copy_out(bytes.as_mut_ptr(), most.min(CAPACITY)) };
+    let (before, after) = relaxed_if(flaw == Flaw::PublishRelaxed, || consumer.publish());
+    if unfenced_if(flaw == Flaw::ReleaseUnfenced, || doorbell::should_release(&segment, before, after)) {
+        doorbell::drain(0, &world.rx, &segment);
+    }
+    into.extend_from_slice(&bytes[..count]);
+    count
+}
+
+/// receive.rs, `receive` and `sleep` by the only reader: `count` bytes, blocking.
+fn receive(world: &World, count: usize, most: usize, flaw: Flaw) -> Vec<u8> {
+    let (slot, segment) = (&world.rx, world.consuming());
+    let mut got = Vec::new();
+    while got.len() < count {
+        let wanted = most.min(count - got.len());
+        if take(world, &mut got, wanted, flaw) > 0 {
+            continue;
+        }
+        if segment.rx().writer_waiting.load(Relaxed) != 0 && doorbell::outstanding(slot, &segment) {
+            doorbell::drain(0, slot, &segment);
+        }
+        doorbell::announce(&segment, ASLEEP_EATER);
+        if Consumer::open(&segment).expect("sane").available() == 0 {
+            kernel::receive_one(false);
+            slot.doorbell_rx_bytes.fetch_add(1, Relaxed);
+        }
+    }
+    got
+}
+
+/// A full ring and one byte more; the reader takes what was in the ring first, in reads of at most `most`, and leaves.
+fn full_ring(most: usize, flaw: Flaw) {
+    explore(&format!("full ring, reads of {most}, {flaw:?}"), 4, move || {
+        let world = World::new(CAPACITY as u64);
+        doorbell::withdraw(&world.consuming());
+        world.socket.shrink();
+        let full = &[1, 2, 3, 4][..limit(flaw)];
+        let opening = if flaw == Flaw::OpenRelaxed { Flaw::None } else { flaw };
+        assert_eq!(write(&world, full, opening), full.len());
+        let writer = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || send(&world, &[5], flaw))
+        };
+        assert_eq!(receive(&world, full.len(), most, flaw), full);
+        writer.join().expect("writer");
+        assert_eq!(receive(&world, 1, 1, flaw), [5]);
+    });
+}
+
+/// The same, but the reader reads all while the writer goes on.
+fn long_stream() {
+    explore("long stream", 3, || {
+        let world = World::new(CAPACITY as u64);
+        doorbell::withdraw(&world.consuming());
+        world.socket.shrink();
+        let writer = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || send(&world, &[1, 2, 3, 4, 5, 6, 7], Flaw::None))
+        };
+        assert_eq!(receive(&world, 7, CAPACITY, Flaw::None), [1, 2, 3, 4, 5, 6, 7]);
+        writer.join().expect("writer");
+    });
+}
+
+#[test]
+fn a_writer_is_released_by_one_large_read() {
+    full_ring(CAPACITY, Flaw::None);
+}
+
+#[test]
+fn a_writer_is_released_by_the_read_that_crosses_the_mark() {
+    full_ring(2, Flaw::None);
+}
+
+#[test]
+fn a_stream_longer_than_the_ring_flows() {
+    long_stream();
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_hold_without_its_fence() {
+    full_ring(CAPACITY, Flaw::HoldUnfenced);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_release_without_its_fence() {
+    full_ring(CAPACITY, Flaw::ReleaseUnfenced);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_waiting_without_a_second_look() {
+    full_ring(CAPACITY, Flaw::NoSecondLook);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn flaw_a_head_published_without_release() {
+    full_ring(CAPACITY, Flaw::PublishRelaxed);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn flaw_a_head_read_without_acquire() {
+    full_ring(CAPACITY, Flaw::OpenRelaxed);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_a_limit_at_the_mark() {
+    full_ring(CAPACITY, Flaw::LimitAtMark);
+}

@@ -1,0 +1,244 @@
+//! Property: a consumer that has gone to sleep while the ring is empty is woken by the next bytes. A sleeper that is missed
+//! never ends, which loom reports as a deadlock; ring bytes read before they were written are reported as a race.
+
+#![allow(unsafe_code, reason = "copies through the ring's interface")]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use loom::thread;
+
+use super::kernel;
+use super::support::{explore, relaxed_if, unfenced_if};
+use super::world::World;
+use crate::doorbell;
+use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER};
+use crate::lock;
+use crate::ring::consumer::Consumer;
+use crate::ring::producer::Producer;
+
+/// What is wrong with the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    None,
+    AnnounceUnfenced,
+    RouseUnfenced,
+    NoSecondLook,
+    PublishRelaxed,
+    OpenRelaxed,
+    /// Of two callers that find the ring empty, one takes all doorbells, also those sent since it looked. This is what the
+    /// callers do today; see [`stale`] for what they should do.
+    TakesFreshDoorbells,
+    /// A sleeper that shares the end takes the doorbell, as if it were the only one.
+    AllEat,
+}
+
+/// send.rs, `attempt`: one byte.
+fn send(world: &World, byte: u8, flaw: Flaw) {
+    let segment = world.producing();
+    let mut producer = Producer::open(&segment).expect("sane");
+    // SAFETY: one live byte.
+    assert_eq!(unsafe { producer.copy_in(&raw const byte, 1) }, 1);
+    relaxed_if(flaw == Flaw::PublishRelaxed, || producer.publish());
+    unfenced_if(flaw == Flaw::RouseUnfenced, || doorbell::rouse(0, &world.tx, &segment)).expect("alive");
+}
+
+/// receive.rs, `take`: one byte, if there is one.
+fn take(world: &World, flaw: Flaw) -> Option<u8> {
+    let segment = world.consuming();
+    let mut consumer = relaxed_if(flaw == Flaw::OpenRelaxed, || Consumer::open(&segment)).expect("sane");
+    let mut byte = 0;
+    // SAFETY: one live byte.
+    let count = unsafe { consumer.copy_out(&raw mut byte, 1) };
+    consumer.publish();
+    (count == 1).then_some(byte)
+}
+
+/// receive.rs, `holds_bytes`.
+fn holds_bytes(world: &World) -> bool {
+    let segment = world.consuming();
+    segment.rx().head.load(Relaxed) != segment.rx().tail.load(Acquire)
+}
+
+/// In `rx_waiters`: one of them takes its doorbell with it, and counts it later.
+const EATER: u32 = 1 << 16;
+
+/// Doorbells that are certainly stale if the ring is seen empty after this: they were sent for bytes that have been read, but
+/// for one that an eater may have taken and not counted yet. What comes later may be what another sleeper waits for.
+fn stale(world: &World) -> u64 {
+    let uncounted = u64::from(world.rx.rx_waiters.load(Relaxed) & EATER != 0);
+    let taken = world.rx.doorbell_rx_bytes.load(Relaxed) + uncounted;
+    world.consuming().rx().doorbells.load(Acquire).saturating_sub(taken)
+}
+
+/// Takes doorbells where the ring was seen empty and others may sleep.
+fn drain(world: &World, stale: u64, flaw: Flaw) {
+    if flaw == Flaw::TakesFreshDoorbells {
+        doorbell::drain(0, &world.rx, &world.consuming());
+    } else if stale > 0 {
+        let mut bytes = [0; 8];
+        let count = kernel::receive(0, &mut bytes[..usize::try_from(stale).expect("few").min(8)], 0).unwrap_or(0);
+        world.rx.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
+    }
+}
+
+/// receive.rs, `receive` by `from_ring` and `sleep`: one byte, blocking.
+fn receive(world: &World, pid: u32, flaw: Flaw) -> u8 {
+    let (slot, segment) = (&world.rx, world.consuming());
+    loop {
+        let guard = lock::acquire(&slot.rx_lock, pid);
+        let stale = stale(world);
+        if let Some(byte) = take(world, flaw) {
+            return byte;
+        }
+        let alone = slot.rx_waiters.load(Relaxed) == 0 || flaw == Flaw::AllEat;
+        let own = if alone { 1 + EATER } else { 1 };
+        slot.rx_waiters.fetch_add(own, Relaxed);
+        if !alone && doorbell::outstanding(slot, &segment) {
+            drain(world, stale, flaw);
+        }
+        let kind = if alone { ASLEEP_EATER } else { ASLEEP_WATCHER };
+        unfenced_if(flaw == Flaw::AnnounceUnfenced, || doorbell::announce(&segment, kind));
+        if flaw != Flaw::NoSecondLook && holds_bytes(world) {
+            slot.rx_waiters.fetch_sub(own, Relaxed);
+            continue;
+        }
+        drop(guard);
+        kernel::receive_one(!alone);
+        let _guard = lock::acquire(&slot.rx_lock, pid);
+        slot.rx_waiters.fetch_sub(own, Relaxed);
+        if alone {
+            slot.doorbell_rx_bytes.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// readiness/state.rs, `arm`, poll(2), `disarm` and `is_end`, then a read that does not wait: one byte.
+fn poll_and_receive(world: &World, pid: u32, flaw: Flaw) -> u8 {
+    let (slot, segment) = (&world.rx, world.consuming());
+    loop {
+        {
+            let _guard = lock::acquire(&slot.rx_lock, pid);
+            slot.rx_waiters.fetch_add(1, Relaxed);
+            let stale = stale(world);
+            if !holds_bytes(world) && doorbell::outstanding(slot, &segment) {
+                drain(world, stale, flaw);
+            }
+            doorbell::announce(&segment, ASLEEP_WATCHER);
+        }
+        if !holds_bytes(world) {
+            kernel::receive_one(true);
+        }
+        let _guard = lock::acquire(&slot.rx_lock, pid);
+        slot.rx_waiters.fetch_sub(1, Relaxed);
+        let stale = stale(world);
+        if let Some(byte) = take(world, Flaw::None) {
+            return byte;
+        }
+        drain(world, stale, flaw);
+        // Woken by what an eater is about to take: without this, loom would never let the eater run.
+        kernel::yield_now();
+    }
+}
+
+/// A ring that has been in use: nobody is announced, the send buffer is small.
+fn in_ring(capacity: u64) -> Arc<World> {
+    let world = World::new(capacity);
+    doorbell::withdraw(&world.consuming());
+    world.socket.shrink();
+    world
+}
+
+fn one_sleeper(flaw: Flaw) {
+    explore(&format!("one sleeper, two messages, {flaw:?}"), 4, move || {
+        let world = in_ring(4);
+        let producer = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                send(&world, 1, flaw);
+                send(&world, 2, flaw);
+            })
+        };
+        assert_eq!([receive(&world, 1, flaw), receive(&world, 1, flaw)], [1, 2]);
+        producer.join().expect("producer");
+    });
+}
+
+fn two_sleepers(flaw: Flaw, polls: bool) {
+    explore(&format!("two sleepers, one polls: {polls}, {flaw:?}"), 2, move || {
+        let world = in_ring(4);
+        let (one, other) = (Arc::clone(&world), Arc::clone(&world));
+        let producer = thread::spawn(move || {
+            send(&one, 1, flaw);
+            send(&one, 2, flaw);
+        });
+        let watcher = thread::spawn(move || if polls { poll_and_receive(&other, 2, flaw) } else { receive(&other, 2, flaw) });
+        let own = receive(&world, 1, flaw);
+        let theirs = watcher.join().expect("watcher");
+        assert_eq!(own + theirs, 3);
+        producer.join().expect("producer");
+    });
+}
+
+#[test]
+fn a_sleeper_is_woken() {
+    one_sleeper(Flaw::None);
+}
+
+#[test]
+fn two_sleepers_that_share_an_end_are_both_woken() {
+    two_sleepers(Flaw::None, false);
+}
+
+#[test]
+fn a_sleeper_and_a_watcher_that_share_an_end_are_both_woken() {
+    two_sleepers(Flaw::None, true);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_announce_without_its_fence() {
+    one_sleeper(Flaw::AnnounceUnfenced);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_rouse_without_its_fence() {
+    one_sleeper(Flaw::RouseUnfenced);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_sleeping_without_a_second_look() {
+    one_sleeper(Flaw::NoSecondLook);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn flaw_a_tail_published_without_release() {
+    one_sleeper(Flaw::PublishRelaxed);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn flaw_a_tail_read_without_acquire() {
+    one_sleeper(Flaw::OpenRelaxed);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_a_doorbell_taken_while_another_sleeps() {
+    two_sleepers(Flaw::AllEat, false);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_a_fresh_doorbell_taken_by_one_of_two_sleepers() {
+    two_sleepers(Flaw::TakesFreshDoorbells, false);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_a_fresh_doorbell_taken_by_a_watcher() {
+    two_sleepers(Flaw::TakesFreshDoorbells, true);
+}
