@@ -108,6 +108,7 @@ impl Drop for World {
 fn direction() -> Direction {
     Direction {
         tail: AtomicU64::new(0),
+        limit: AtomicU64::new(0),
         state: AtomicU32::new(0),
         writer_waiting: AtomicU32::new(0),
         switch_at: AtomicU64::new(0),
