@@ -84,6 +84,12 @@ pub fn hold_unwritable(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Er
     Ok(())
 }
 
+/// Producer, under the sending lock: wakes the peer whatever it announced, to make it look at more than the ring.
+pub fn poke(fd: i32, slot: &Slot, segment: &Segment) {
+    segment.tx().asleep.fetch_and(!ASLEEP, SeqCst);
+    let _ = send_junk(fd, slot, segment.tx(), 2);
+}
+
 /// Counts a byte that a blocking send of the caller put into the kernel socket to wait for room.
 pub fn count_sent(slot: &Slot, segment: &Segment, bytes: u64) {
     segment.tx().doorbells.fetch_add(bytes, Release);

@@ -81,6 +81,9 @@ pub const STATE_ENDED: u32 = 2;
 pub const CONSENT_NONE: u32 = 0;
 /// `Direction::consent`: the counts agree; the producer may move into the ring.
 pub const CONSENT_GIVEN: u32 = 1;
+/// `Direction::consent`: the consumer reads no more from the ring; the producer takes back what is unread and sends it, and all
+/// that follows, through the kernel socket.
+pub const CONSENT_REVOKED: u32 = 3;
 /// `Direction::consent`: the consumer wants to compare and asks the producer to pause before its next send.
 pub const CONSENT_WANTED: u32 = 2;
 
@@ -129,7 +132,7 @@ pub struct Direction {
     pub pad2: [AtomicU64; 15],
     /// `AWAKE`, `ASLEEP_…` and `GONE_…`. Written by the consumer before it sleeps, swapped to awake by the producer that rings.
     pub asleep: AtomicU32,
-    /// `CONSENT_GIVEN` once the consumer has compared both ends' counts and found them equal.
+    /// One of the `CONSENT_` values; writer: consumer. `CONSENT_REVOKED` is final.
     pub consent: AtomicU32,
     /// Room.
     pub pad3: [AtomicU64; 15],

@@ -10,6 +10,7 @@ pub mod lock;
 #[cfg(loom)]
 mod models;
 pub mod reason;
+pub mod recall;
 pub mod rendezvous;
 pub mod ring;
 pub mod segment;

@@ -268,6 +268,18 @@ pub fn send(fd: c_int, bytes: &[u8]) -> Result<usize> {
     call(libc::SYS_sendto, [fd_arg(fd), bytes.as_ptr() as usize, bytes.len(), flags, 0, 0])
 }
 
+/// sendto(2) as [`send`], from memory that may be shared: the kernel does the copying.
+///
+/// # Errors
+/// As [`send`].
+///
+/// # Safety
+/// `bytes` must be readable for `length` bytes.
+pub unsafe fn send_from(fd: c_int, bytes: *const u8, length: usize) -> Result<usize> {
+    let flags = flag_arg(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    call(libc::SYS_sendto, [fd_arg(fd), bytes as usize, length, flags, 0, 0])
+}
+
 /// recvfrom(2) without an address, never blocking; `flags` are added to MSG_DONTWAIT.
 ///
 /// # Errors

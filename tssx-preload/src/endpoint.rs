@@ -250,9 +250,13 @@ impl Endpoint {
     }
 
     /// The process ends: gives up its share in ledger and segment, but goes on working for destructors that still write.
-    pub(crate) fn leave(&'static self) {
+    pub(crate) fn leave(&'static self, fd: c_int) {
         if self.left.swap(1, AcqRel) == 1 {
             return;
+        }
+        crate::socket::recall::answer(fd); // what the peer asked back must not go with us
+        if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.holders.load(Relaxed) == 1) {
+            self.prepare_close(fd, rx.slot);
         }
         let (Some(slot), Some(ledger)) = (self.slot(), init::ledger()) else { return };
         if let Some(segment) = self.segment(slot) {

@@ -100,6 +100,8 @@ pub const MODE_KERNEL: u32 = 0;
 pub const MODE_RING: u32 = 1;
 /// `Slot::tx_mode`, `Slot::rx_mode`: on the kernel socket for good.
 pub const MODE_FINAL: u32 = 2;
+/// `Slot::tx_mode`: the peer revoked its consent; what it had not read is on its way through the kernel socket.
+pub const MODE_RECALLED: u32 = 3;
 
 /// One end of one selected connection: an open file description, whichever descriptors and forked processes hold it.
 ///
@@ -190,8 +192,12 @@ pub struct Slot {
     pub tx_shutdown: AtomicU32,
     /// Reserved; zero.
     pub reserved0: AtomicU32,
+    /// Ring position of the next byte that goes back through the kernel socket (`MODE_RECALLED`).
+    pub recalled_at: AtomicU64,
+    /// Bytes that still have to go back.
+    pub recalled_left: AtomicU64,
     /// Reserved; zero.
-    pub reserved: [AtomicU64; 3],
+    pub reserved: AtomicU64,
 }
 
 #[cfg(not(loom))]
@@ -218,5 +224,6 @@ const _: () = {
     assert!(offset_of!(Slot, sleeps) == 176);
     assert!(offset_of!(Slot, tx_mode) == 200);
     assert!(offset_of!(Slot, tx_shutdown) == 224);
-    assert!(offset_of!(Slot, reserved) == 232);
+    assert!(offset_of!(Slot, recalled_at) == 232);
+    assert!(offset_of!(Slot, reserved) == 248);
 };

@@ -118,7 +118,7 @@ fn fill(slot: &Slot, path: u32, role: u32, pid: u32) {
     slot.path.store(path, Relaxed);
     slot.pid.store(pid, Relaxed);
     slot.holders.store(1, Relaxed);
-    for word in [&slot.cookie, &slot.inode, &slot.peer_inode] {
+    for word in [&slot.cookie, &slot.inode, &slot.peer_inode, &slot.recalled_at, &slot.recalled_left] {
         word.store(0, Relaxed);
     }
     let counters = [

@@ -45,6 +45,20 @@ impl<'a> Producer<'a> {
         self.span.used()
     }
 
+    /// Position after the last byte the peer has read.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.span.head
+    }
+
+    /// Bytes of the ring from `position` on that lie in one piece, at most `length`: address and count.
+    #[must_use]
+    pub fn piece(&self, position: u64, length: u64) -> (*const u8, usize) {
+        let (offset, piece) = contiguous(position, usize::try_from(length).unwrap_or(usize::MAX), self.capacity);
+        // SAFETY: offset < capacity, inside the ring.
+        (unsafe { self.bytes.add(offset) }, piece)
+    }
+
     /// Copies `length` bytes behind those already copied; invisible until [`Self::publish`]. Copies less if there is less room.
     ///
     /// # Safety

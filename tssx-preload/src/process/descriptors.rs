@@ -37,6 +37,9 @@ impl Closing {
 
 /// Before the kernel closes `fd`: clears its entry, and waits until nobody is inside an operation through it.
 pub(crate) fn closing(fd: c_int) -> Closing {
+    if fd_table::stream(fd).is_some() {
+        crate::socket::recall::answer(fd); // what the peer asked back must not go with us
+    }
     let entry = fd_table::set(fd, None).ok().flatten();
     part_with(fd, entry, Cause::Closing)
 }

@@ -13,9 +13,11 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::ffi::c_int;
 
 use libc::pid_t;
+use tssx_core::reason::Reason;
 use tssx_core::sys;
 
 use crate::fd_table::{self, Entry};
+use crate::socket::recall;
 use crate::{endpoint, readiness};
 
 pub(crate) mod descriptors;
@@ -59,13 +61,13 @@ impl Drop for Gate {
     }
 }
 
-fn each_stream(mut visit: impl FnMut(&'static endpoint::Endpoint)) {
+fn each_stream(mut visit: impl FnMut(c_int, &'static endpoint::Endpoint)) {
     // A connection with duplicates is one holder, so it is visited at its first descriptor only.
     fd_table::for_each(0, u32::MAX, |fd, entry| {
         if let Entry::Stream(endpoint) = entry
             && endpoint.is_first_visit(fd)
         {
-            visit(endpoint);
+            visit(fd, endpoint);
         }
     });
 }
@@ -78,13 +80,13 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
         sys::yield_now();
     }
     // Counted before the child exists, so that neither process can be the last holder by mistake.
-    each_stream(|endpoint| endpoint.change_holders(true));
+    each_stream(|_, endpoint| endpoint.change_holders(true));
     let child = fork();
     match child {
         0 => in_child(),
         child => {
             if child < 0 {
-                each_stream(|endpoint| endpoint.change_holders(false));
+                each_stream(|_, endpoint| endpoint.change_holders(false));
             }
             GATE.fetch_and(!FORKING, Release);
         }
@@ -117,16 +119,30 @@ fn in_child() {
     });
 }
 
+/// The new image has no ring: connections that it is meant to use go back to the kernel socket. Meant are those on 0, 1 and 2,
+/// and those that nobody else holds; others, which a forked helper merely inherits, stay with their holder.
+fn hand_over() {
+    fd_table::for_each(0, u32::MAX, |fd, entry| {
+        let Entry::Stream(endpoint) = entry else { return };
+        let survives = sys::fcntl(fd, libc::F_GETFD, 0).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0);
+        let meant = fd <= 2 || endpoint.slot().is_some_and(|slot| slot.holders.load(Relaxed) == 1);
+        if survives && meant {
+            recall::leave_rings_now(fd, Reason::DescriptorTravels);
+        }
+    });
+}
+
 /// exec(3) through `exec`, which returns only if it fails: this image's share of every connection ends with it.
 pub(crate) fn exec(exec: impl Fn() -> c_int) -> c_int {
     let ours = PID.load(Relaxed) == sys::getpid();
     if ours {
-        each_stream(|endpoint| endpoint.change_holders(false));
+        hand_over();
+        each_stream(|_, endpoint| endpoint.change_holders(false));
     }
     let result = exec();
     let errno = crate::errno::get();
     if ours {
-        each_stream(|endpoint| endpoint.change_holders(true));
+        each_stream(|_, endpoint| endpoint.change_holders(true));
     }
     crate::errno::set(errno);
     result
@@ -137,6 +153,6 @@ pub(crate) fn exec(exec: impl Fn() -> c_int) -> c_int {
 pub(crate) fn leaving() {
     // A child made by a raw clone has our memory but is not the holder.
     if PID.load(Relaxed) == sys::getpid() {
-        each_stream(endpoint::Endpoint::leave);
+        each_stream(|fd, endpoint| endpoint.leave(fd));
     }
 }

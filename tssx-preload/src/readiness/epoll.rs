@@ -22,7 +22,7 @@ use crate::errno::Result;
 use crate::fd_table::{self, Entry};
 use crate::init;
 use crate::process::descriptors;
-use crate::socket::establish;
+use crate::socket::recall;
 
 /// Longest time for which busy rings keep the kernel from being asked, microseconds.
 const ASK_US: u64 = 20;
@@ -45,7 +45,7 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
     }
     let Some(endpoint) = fd_table::stream(fd) else { return };
     let Some(set) = fd_table::epoll(epoll).or_else(|| adopt(epoll)) else {
-        establish::give_up(fd, Reason::EpollMode);
+        recall::leave_rings_now(fd, Reason::EpollMode);
         return;
     };
     let mut open = set.open();
@@ -61,7 +61,7 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
     let noted = endpoint.watchers.insert(set) && open.add(watch);
     drop(open);
     if !noted || event.events & KERNEL_MODES != 0 {
-        establish::give_up(fd, Reason::EpollMode);
+        recall::leave_rings_now(fd, Reason::EpollMode);
     }
 }
 
@@ -86,7 +86,7 @@ fn nested(inner: c_int) {
     loop {
         let watch = set.open().all().get(index).copied();
         let Some(watch) = watch else { return };
-        establish::give_up(watch.fd, Reason::EpollMode);
+        recall::leave_rings_now(watch.fd, Reason::EpollMode);
         index += 1;
     }
 }

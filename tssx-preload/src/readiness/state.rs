@@ -11,7 +11,7 @@ use tssx_core::segment::Segment;
 use tssx_core::{clock, switchover, sys};
 
 use crate::endpoint::{Locked, Way, lock_stream};
-use crate::socket::reset;
+use crate::socket::{recall, reset};
 
 /// poll(2)'s names for "bytes can be read", and for "bytes can be written".
 pub(crate) const READABLE: i16 = libc::POLLIN | libc::POLLRDNORM;
@@ -75,6 +75,9 @@ fn switch_if_due(rx: &Locked, segment: &Segment) {
 /// What the kernel's answer `revents` for the stream means, now that its rings are known. Under the receiving lock, because
 /// doorbells are taken where the ring is empty.
 pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, revents: i16) -> i16 {
+    if recall::is_due(rx.slot, segment) {
+        recall::answer(fd);
+    }
     switch_if_due(rx, segment);
     rx.endpoint.asked.store(clock::ticks(), Relaxed);
     let mut ready = revents;

@@ -7,7 +7,7 @@ use core::ffi::c_int;
 use libc::msghdr;
 use tssx_core::reason::Reason;
 
-use super::{establish, fallback};
+use super::recall;
 use crate::fd_table;
 
 /// Before a sendmsg, on any socket: a selected connection whose descriptor is in an SCM_RIGHTS message stays with the kernel,
@@ -38,7 +38,6 @@ pub(crate) unsafe fn note_travelling(message: *const msghdr) {
 
 fn stay_plain(fd: c_int) {
     if fd_table::stream(fd).is_some() {
-        establish::give_up(fd, Reason::DescriptorTravels);
-        let _ = fallback::before_foreign_write(fd, Reason::DescriptorTravels, false);
+        recall::leave_rings_now(fd, Reason::DescriptorTravels);
     }
 }

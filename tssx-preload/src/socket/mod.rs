@@ -5,6 +5,7 @@
 //! - [`wait`]: spinning and sleeping;
 //! - [`crossing`], [`reset`]: the two delicate moments, switch-over and the peer's end;
 //! - [`options`]: `getsockopt`, `setsockopt`, `ioctl`, `fcntl`, `shutdown` where a ring changes the answer;
+//! - [`recall`]: leaving the rings at once, because the descriptor goes elsewhere;
 //! - [`fallback`]: leaving the ring for what it cannot carry.
 
 mod alive;
@@ -13,6 +14,7 @@ mod crossing;
 pub(crate) mod establish;
 pub(crate) mod fallback;
 pub(crate) mod options;
+pub(crate) mod recall;
 pub(crate) mod receive;
 pub(crate) mod reset;
 pub(crate) mod send;

@@ -12,7 +12,7 @@ use tssx_core::reason::Reason;
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::{doorbell, switchover};
 
-use super::{establish, reset};
+use super::{recall, reset};
 use crate::endpoint::{Way, lock_stream, unread_by_peer};
 use crate::errno::{self, Result};
 use crate::next;
@@ -69,7 +69,7 @@ pub(crate) fn setsockopt(fd: c_int, option: c_int, value: c_int) -> bool {
     match option {
         libc::SO_SNDBUF | libc::SO_SNDBUFFORCE => set_send_buffer(fd, value),
         libc::SO_PASSCRED | libc::SO_PASSSEC | libc::SO_PEEK_OFF if value != 0 => {
-            establish::give_up(fd, Reason::SocketOption);
+            recall::leave_rings_now(fd, Reason::SocketOption);
             false
         }
         _ => false,
@@ -132,5 +132,5 @@ pub(crate) fn note_nonblocking(fd: c_int, on: bool) {
 
 /// After F_SETFL or FIOASYNC asked for SIGIO: a ring sends none.
 pub(crate) fn note_async(fd: c_int) {
-    establish::give_up(fd, Reason::SocketOption);
+    recall::leave_rings_now(fd, Reason::SocketOption);
 }

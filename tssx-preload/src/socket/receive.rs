@@ -16,7 +16,7 @@ use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover};
 
-use super::{crossing, establish, fallback, reset, wait};
+use super::{crossing, establish, fallback, recall, reset, wait};
 use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::user_buf::Parts;
@@ -81,6 +81,9 @@ pub(crate) fn receive(
         if parts.total() == 0 || flags & KERNEL_FLAGS != 0 {
             drop(rx);
             return errno::from_bytes(plain());
+        }
+        if rx.segment.is_some_and(|segment| recall::is_due(rx.slot, &segment)) {
+            recall::answer(fd);
         }
         let in_ring = rx.slot.rx_mode.load(Relaxed) == MODE_RING;
         let step = match (rx.slot.rx_mode.load(Relaxed), rx.segment) {

@@ -13,7 +13,7 @@ use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover};
 
-use super::{alive, establish, fallback, wait};
+use super::{alive, establish, fallback, recall, wait};
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::init;
@@ -38,6 +38,12 @@ pub(crate) fn send(fd: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() 
         let Some(tx) = lock_stream(fd, Way::Tx) else {
             return if sent > 0 { Ok(sent) } else { errno::from_bytes(plain()) };
         };
+        if let Some(segment) = tx.segment.filter(|segment| recall::is_due(tx.slot, segment)) {
+            match recall::go_first(fd, tx, &segment, flags) {
+                Ok(()) => continue,
+                Err(errno) => return if sent > 0 { Ok(sent) } else { Err(errno) },
+            }
+        }
         let in_ring = match (tx.slot.tx_mode.load(Relaxed), tx.segment) {
             (MODE_RING, Some(segment)) => Some(segment),
             (MODE_KERNEL, Some(segment)) => {
@@ -119,6 +125,10 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
     // with them unread; the kernel refuses the next call, as it would.
     if doorbell::rouse(fd, tx.slot, segment).is_err() && sent == 0 {
         return Attempt::Gone;
+    }
+    // The peer gave its ring up meanwhile: these bytes go back too. The fence is the doorbell's.
+    if recall::is_due(tx.slot, segment) {
+        tssx_core::recall::serve(fd, tx.slot, segment);
     }
     Attempt::Wrote(count)
 }

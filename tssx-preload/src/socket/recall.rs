@@ -1,0 +1,101 @@
+//! Giving rings up at once, for a descriptor that goes where they cannot be read; and doing so when the peer asks.
+//!
+//! The protocol is tssx-core's recall.rs. Here: when it is due, waiting for the answer, and answering in passing, at whatever the
+//! program does with the connection next.
+
+#![allow(unsafe_code, reason = "waits in libc's poll")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering::Relaxed;
+
+use tssx_core::layout::STATE_RING;
+use tssx_core::ledger::layout::{MODE_RECALLED, MODE_RING, Slot};
+use tssx_core::reason::Reason;
+use tssx_core::segment::Segment;
+use tssx_core::{clock, doorbell, recall, sys};
+
+use super::{establish, fallback};
+use crate::endpoint::{Locked, Way, lock_stream};
+use crate::errno::{self, Errno, Result};
+use crate::next;
+
+/// Longest wait for the peer's answer, microseconds. A peer that is inside a call, or asleep in one, answers at once; one that computes
+/// answers at its next call, and until then sends nothing.
+const ANSWER_US: u64 = 200_000;
+
+/// Before the descriptor is handed on: afterwards the kernel socket alone carries both directions, or will, in order.
+pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
+    establish::give_up(fd, reason);
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return };
+    let Some(segment) = rx.segment else { return };
+    recall::revoke(rx.slot, &segment);
+    drop(rx);
+    wake_peer(fd, &segment);
+    let _ = fallback::before_foreign_write(fd, reason, false);
+    let start = clock::ticks();
+    loop {
+        let Some(rx) = lock_stream(fd, Way::Rx) else { return };
+        if recall::is_answered(&segment) {
+            recall::take_last_doorbells(fd, rx.slot, &segment);
+            return;
+        }
+        // A writer that waits for room, asleep in the kernel, goes on when its junk is taken, and answers.
+        doorbell::take_doorbells(fd, rx.slot, &segment);
+        drop(rx);
+        if clock::ticks().wrapping_sub(start) > ANSWER_US * clock::ticks_per_us() {
+            return;
+        }
+        sys::yield_now();
+    }
+}
+
+/// The peer may be asleep in a receive; if what we send is in a ring, a doorbell is all that can be in the kernel socket.
+fn wake_peer(fd: c_int, segment: &Segment) {
+    let Some(tx) = lock_stream(fd, Way::Tx) else { return };
+    if tx.slot.tx_mode.load(Relaxed) == MODE_RING && segment.rx().state.load(Relaxed) == STATE_RING {
+        doorbell::poke(fd, tx.slot, segment);
+    }
+}
+
+/// Whether the peer asks for our sending direction, or waits for the rest of it.
+#[inline]
+pub(crate) fn is_due(slot: &Slot, segment: &Segment) -> bool {
+    match slot.tx_mode.load(Relaxed) {
+        MODE_RING => recall::is_wanted(segment),
+        MODE_RECALLED => true,
+        _ => false,
+    }
+}
+
+/// In passing, at a receive, a wait or a close: answers if the peer asks.
+pub(crate) fn answer(fd: c_int) {
+    if let Some(tx) = lock_stream(fd, Way::Tx)
+        && let Some(segment) = tx.segment
+    {
+        recall::serve(fd, tx.slot, &segment);
+    }
+}
+
+/// Before a send: what was taken back goes first. Waits for the kernel's queue if the call may.
+///
+/// # Errors
+/// EAGAIN where it may not; EINTR.
+pub(super) fn go_first(fd: c_int, tx: Locked, segment: &Segment, flags: c_int) -> Result<()> {
+    let waiting = recall::serve(fd, tx.slot, segment);
+    let blocked = waiting || tx.slot.tx_mode.load(Relaxed) == MODE_RING; // a thread is asleep in a send: it answers
+    let blocking = flags & libc::MSG_DONTWAIT == 0 && tx.slot.nonblocking.load(Relaxed) == 0;
+    drop(tx);
+    if !blocked {
+        return Ok(());
+    }
+    if !blocking {
+        return Err(Errno::AGAIN);
+    }
+    if !waiting {
+        sys::yield_now();
+        return Ok(());
+    }
+    let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one live entry.
+    errno::from_int(unsafe { next::poll(&raw mut entry, 1, -1) }).map(drop)
+}
