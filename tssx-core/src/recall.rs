@@ -48,7 +48,7 @@ pub fn take_last_doorbells(fd: i32, slot: &Slot, segment: &Segment) {
 #[inline]
 #[must_use]
 pub fn is_wanted(segment: &Segment) -> bool {
-    segment.tx().consent.load(Relaxed) == CONSENT_REVOKED
+    segment.tx().consent.load(Acquire) == CONSENT_REVOKED
 }
 
 /// Producer, under the sending lock, direction in the ring, no kernel send in progress: ends the ring where the consumer stopped

@@ -26,7 +26,7 @@ const UNKNOWN_MAX: u32 = 4;
 /// Tries in vain after which a connector that is still trying says why it is plain so far.
 const TRIES_BEFORE_REASON: u32 = 4;
 /// Mailboxes one process keeps open at the same time.
-pub const PENDING_MAX: u32 = 64;
+pub const PENDING_MAX: u32 = 1024;
 
 /// Mailboxes open in this process.
 static PENDING: AtomicU32 = AtomicU32::new(0);

@@ -254,7 +254,7 @@ impl Endpoint {
         if self.left.swap(1, AcqRel) == 1 {
             return;
         }
-        crate::socket::recall::answer(fd); // what the peer asked back must not go with us
+        crate::socket::recall::answer_at_last(fd); // what the peer asked back must not go with us
         if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.holders.load(Relaxed) == 1) {
             self.prepare_close(fd, rx.slot);
         }

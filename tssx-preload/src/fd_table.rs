@@ -26,6 +26,7 @@ const TAG_STREAM: usize = 0;
 const TAG_EPOLL: usize = 1;
 const TAG_LISTENER: usize = 2;
 const TAG_MAILBOX: usize = 3;
+const TAG_REGISTERED: usize = 4;
 
 #[repr(transparent)]
 struct Chunk([AtomicUsize; CHUNK]);
@@ -49,6 +50,8 @@ pub(crate) enum Entry {
     Listener(Option<u32>),
     /// A mailbox of ours, for this endpoint. Not the program's.
     Mailbox(&'static Endpoint),
+    /// Something that is in an epoll set and was not a selected stream when it was added.
+    Registered,
 }
 
 impl Entry {
@@ -58,6 +61,7 @@ impl Entry {
             Self::Epoll(set) => core::ptr::from_ref(set).expose_provenance() | TAG_EPOLL,
             Self::Listener(path) => path.map_or(0, |index| (index as usize) + 1) << 3 | TAG_LISTENER,
             Self::Mailbox(endpoint) => core::ptr::from_ref(endpoint).expose_provenance() | TAG_MAILBOX,
+            Self::Registered => TAG_REGISTERED,
         }
     }
 
@@ -71,6 +75,7 @@ impl Entry {
             match word & TAG_MASK {
                 TAG_STREAM => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Stream),
                 TAG_EPOLL => core::ptr::with_exposed_provenance::<EpollSet>(address).as_ref().map(Self::Epoll),
+                TAG_REGISTERED => Some(Self::Registered),
                 TAG_MAILBOX => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Mailbox),
                 _ => Some(Self::Listener(u32::try_from(address >> 3).ok().and_then(|index| index.checked_sub(1)))),
             }

@@ -45,7 +45,7 @@ pub(crate) unsafe extern "C" fn closefrom(first: c_int) {
 pub(crate) unsafe extern "C" fn dup(fd: c_int) -> c_int {
     // SAFETY: no pointers.
     let copy = unsafe { next::dup(fd) };
-    descriptors::duplicated(fd, copy);
+    descriptors::copied(fd, copy);
     copy
 }
 

@@ -20,7 +20,7 @@ pub(crate) unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulo
     // SAFETY: the caller keeps fcntl(2)'s contract.
     let result = unsafe { next::fcntl(fd, command, argument) };
     match command {
-        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => descriptors::duplicated(fd, result),
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => descriptors::copied(fd, result),
         libc::F_SETFL if result == 0 && fd_table::stream(fd).is_some() => {
             let has = |flag: c_int| argument & c_ulong::from(flag.cast_unsigned()) != 0;
             options::note_nonblocking(fd, has(libc::O_NONBLOCK));

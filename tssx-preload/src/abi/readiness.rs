@@ -205,7 +205,7 @@ pub(crate) unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
 pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
     // SAFETY: the caller keeps epoll_ctl(2)'s contract.
     let result = unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) };
-    if result == 0 && fd_table::get(fd).is_some() {
+    if result == 0 && (fd_table::get(fd).is_some() || init::active().is_some()) {
         // SAFETY: as above.
         epoll::changed(epoll_fd, operation, fd, unsafe { event.as_ref() }.copied());
     }

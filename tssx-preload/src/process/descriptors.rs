@@ -9,7 +9,7 @@ use tssx_core::sys;
 use crate::endpoint::Endpoint;
 use crate::errno::{self, Result};
 use crate::fd_table::{self, Entry};
-use crate::next;
+use crate::{next, process};
 
 /// Why an entry goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Closing {
 /// Before the kernel closes `fd`: clears its entry, and waits until nobody is inside an operation through it.
 pub(crate) fn closing(fd: c_int) -> Closing {
     if fd_table::stream(fd).is_some() {
-        crate::socket::recall::answer(fd); // what the peer asked back must not go with us
+        crate::socket::recall::answer_at_last(fd); // what the peer asked back must not go with us
     }
     let entry = fd_table::set(fd, None).ok().flatten();
     part_with(fd, entry, Cause::Closing)
@@ -61,7 +61,7 @@ fn part_with(fd: c_int, entry: Option<Entry>, cause: Cause) -> Closing {
             // The program closes every number it finds. Ours to lose: the connection tries again later.
             endpoint.schedule.forget_mailbox();
         }
-        Some(Entry::Listener(_)) | None => {}
+        Some(Entry::Listener(_) | Entry::Registered) | None => {}
     }
     Closing { last_of }
 }
@@ -85,6 +85,7 @@ pub(crate) fn close(fd: c_int) -> c_int {
         // SAFETY: no pointers.
         return unsafe { next::close(fd) };
     }
+    let _gate = process::enter_gate();
     let closing = closing(fd);
     // SAFETY: no pointers.
     let result = unsafe { next::close(fd) };
@@ -100,8 +101,16 @@ pub(crate) fn close_ours(first: u32, last: u32) {
     });
 }
 
-/// After a call that made `copy` a duplicate of `fd`.
-pub(crate) fn duplicated(fd: c_int, copy: c_int) {
+/// After dup(2) or F_DUPFD.
+pub(crate) fn copied(fd: c_int, copy: c_int) {
+    if copy >= 0 && (fd_table::get(fd).is_some() || fd_table::get(copy).is_some()) {
+        let _gate = process::enter_gate();
+        duplicated(fd, copy);
+    }
+}
+
+/// Makes `copy` lead where `fd` does.
+fn duplicated(fd: c_int, copy: c_int) {
     if copy < 0 || fd == copy {
         return;
     }
@@ -121,7 +130,7 @@ pub(crate) fn duplicated(fd: c_int, copy: c_int) {
             let previous = fd_table::set(copy, Some(Entry::Listener(path))).ok().flatten();
             retire(copy, previous, Cause::Stale);
         }
-        Some(Entry::Mailbox(_)) | None => clear_stale(copy),
+        Some(Entry::Mailbox(_) | Entry::Registered) | None => clear_stale(copy),
     }
 }
 
@@ -132,6 +141,7 @@ pub(crate) fn replace(fd: c_int, target: c_int, replace: impl Fn() -> c_int) -> 
     if !involved || fd == target || target < 0 || sys::fcntl(fd, libc::F_GETFD, 0).is_err() {
         return errno::from_int(replace());
     }
+    let _gate = process::enter_gate();
     let closing = closing(target);
     let result = errno::from_int(replace());
     closing.finish();

@@ -7,8 +7,8 @@
 
 #![allow(unsafe_code, reason = "calls libc's fork")]
 
-use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicUsize};
 
 use core::ffi::c_int;
 
@@ -43,8 +43,43 @@ pub(crate) fn remember_pid() -> u32 {
     pid
 }
 
-/// Keeps forks away during an upgrade step.
-pub(crate) struct Gate;
+/// The thread that forks (its thread pointer): handlers that it runs meanwhile may open and close.
+static FORKER: AtomicUsize = AtomicUsize::new(0);
+
+/// Keeps forks away while connections are selected, duplicated, closed or upgraded: a fork counts every connection of the table,
+/// and the child must have just those.
+pub(crate) struct Gate {
+    counted: bool,
+}
+
+/// Waits for a fork that is under way, and keeps others away. Never entered twice by one thread.
+pub(crate) fn enter_gate() -> Gate {
+    loop {
+        if let Some(gate) = try_enter_gate() {
+            return gate;
+        }
+        if FORKER.load(Acquire) == thread_pointer() {
+            return Gate { counted: false };
+        }
+        sys::yield_now();
+    }
+}
+
+/// What tells threads of a process apart without thread-locals of ours: the ABI's thread pointer.
+fn thread_pointer() -> usize {
+    let pointer: usize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the psABI keeps the thread pointer at fs:0.
+    unsafe {
+        core::arch::asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: user space may read its thread pointer.
+    unsafe {
+        core::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nomem, nostack, preserves_flags));
+    }
+    pointer
+}
 
 /// Enters an upgrade step, unless a fork is under way.
 pub(crate) fn try_enter_gate() -> Option<Gate> {
@@ -52,12 +87,12 @@ pub(crate) fn try_enter_gate() -> Option<Gate> {
         GATE.fetch_sub(1, AcqRel);
         return None;
     }
-    Some(Gate)
+    Some(Gate { counted: true })
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        GATE.fetch_sub(1, AcqRel);
+        GATE.fetch_sub(u32::from(self.counted), AcqRel);
     }
 }
 
@@ -74,8 +109,14 @@ fn each_stream(mut visit: impl FnMut(c_int, &'static endpoint::Endpoint)) {
 
 /// fork(2) through `fork`, which is libc's `fork` or `_Fork`.
 pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
-    // Upgrade steps are short and never wait.
-    GATE.fetch_or(FORKING, AcqRel);
+    if crate::init::active().is_none() || FORKER.load(Acquire) == thread_pointer() {
+        return fork();
+    }
+    // One fork at a time; then those inside the gate leave it.
+    while GATE.fetch_or(FORKING, AcqRel) & FORKING != 0 {
+        sys::yield_now();
+    }
+    FORKER.store(thread_pointer(), Release);
     while GATE.load(Acquire) & !FORKING != 0 {
         sys::yield_now();
     }
@@ -88,6 +129,7 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
             if child < 0 {
                 each_stream(|_, endpoint| endpoint.change_holders(false));
             }
+            FORKER.store(0, Release);
             GATE.fetch_and(!FORKING, Release);
         }
     }
@@ -103,6 +145,7 @@ pub(crate) fn became_child() {
 
 fn in_child() {
     remember_pid();
+    FORKER.store(0, Release);
     GATE.store(0, Release);
     endpoint::pool_after_fork_in_child();
     readiness::interest::pool_after_fork_in_child();
@@ -115,7 +158,7 @@ fn in_child() {
             let _ = fd_table::set(fd, None);
             sys::close(fd);
         }
-        Entry::Listener(_) => {}
+        Entry::Listener(_) | Entry::Registered => {}
     });
 }
 

@@ -43,7 +43,10 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
     {
         nested(fd);
     }
-    let Some(endpoint) = fd_table::stream(fd) else { return };
+    let Some(endpoint) = fd_table::stream(fd) else {
+        note_registered(operation, fd);
+        return;
+    };
     let Some(set) = fd_table::epoll(epoll).or_else(|| adopt(epoll)) else {
         recall::leave_rings_now(fd, Reason::EpollMode);
         return;
@@ -62,6 +65,19 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
     drop(open);
     if !noted || event.events & KERNEL_MODES != 0 {
         recall::leave_rings_now(fd, Reason::EpollMode);
+    }
+}
+
+/// Remembers that a socket is in some set: if it is connected later, to a selected name, it stays with the kernel.
+fn note_registered(operation: c_int, fd: c_int) {
+    match fd_table::get(fd) {
+        None if operation == libc::EPOLL_CTL_ADD && init::active().is_some() => {
+            let _ = fd_table::set(fd, Some(Entry::Registered));
+        }
+        Some(Entry::Registered) if operation == libc::EPOLL_CTL_DEL => {
+            let _ = fd_table::set(fd, None);
+        }
+        _ => {}
     }
 }
 
@@ -300,10 +316,18 @@ fn low_bits(events: u32) -> i16 {
 
 /// Announces a watcher on every active stream. True if one is ready after all.
 fn leave_to_kernel(set: &'static EpollSet) -> bool {
-    let mut index = 0;
+    let (mut index, mut version) = (0, set.open().version());
     loop {
         // A copy: taking doorbells needs the stream's lock, which is never taken inside the set's.
-        let next = set.open().active().get(index).copied();
+        let (next, now) = {
+            let mut open = set.open();
+            (open.active().get(index).copied(), open.version())
+        };
+        if now != version {
+            // Another thread moved records; announcing twice does no harm, leaving one out does.
+            (index, version) = (0, now);
+            continue;
+        }
         let Some(watch) = next else { return false };
         if announce(&watch) && is_still_ready(set, &watch) {
             return true;
@@ -326,6 +350,12 @@ fn take_back(set: &'static EpollSet) {
             Some(same) if found == AfterWait::Quiet => same.idle_waits = same.idle_waits.saturating_add(1),
             Some(_) => {
                 open.deactivate(index);
+                drop(open);
+                if look_after_wait(set, &watch) != AfterWait::Idle {
+                    // Its peer rang in between: the doorbell may be taken by now, and nobody else would look.
+                    let mut open = set.open();
+                    open.find(watch.fd).into_iter().for_each(|index| open.activate(index));
+                }
                 continue; // another record is at this index now
             }
             None => {}

@@ -64,6 +64,8 @@ struct Records {
     capacity: usize,
     length: usize,
     active: usize,
+    /// Changes whenever a record moves: a walk by index that sees it change begins again.
+    version: u64,
 }
 
 // SAFETY: the records are only touched under the set's lock (`Open` proves it).
@@ -146,6 +148,11 @@ impl Open<'_> {
         self.all().get_mut(..active).unwrap_or_default()
     }
 
+    /// Changes whenever a record moves.
+    pub(crate) fn version(&self) -> u64 {
+        self.records.version
+    }
+
     /// Index of the record of a descriptor.
     pub(crate) fn find(&mut self, fd: c_int) -> Option<usize> {
         self.all().iter().position(|watch| watch.fd == fd)
@@ -188,6 +195,7 @@ impl Open<'_> {
             watch.active = true;
             all.swap(index, active);
             self.records.active += 1;
+            self.records.version += 1;
         }
     }
 
@@ -199,6 +207,7 @@ impl Open<'_> {
             watch.active = false;
             all.swap(index, last);
             self.records.active = last;
+            self.records.version += 1;
         }
     }
 
@@ -214,6 +223,7 @@ impl Open<'_> {
         let Some(last) = self.records.length.checked_sub(1) else { return };
         self.all().swap(index, last);
         self.records.length = last;
+        self.records.version += 1;
     }
 }
 

@@ -4,7 +4,8 @@
 
 use core::ffi::c_int;
 use core::mem::offset_of;
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use core::sync::atomic::{AtomicI32, AtomicUsize};
 
 use libc::{sockaddr, sockaddr_un, socklen_t};
 use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR, SLOT_SELECTED, SLOT_UPGRADED};
@@ -63,7 +64,14 @@ pub(crate) unsafe fn connected(fd: c_int, address: *const sockaddr, length: sock
         && is_stream(fd)
         && let Some(path) = init::ledger().and_then(|ledger| slots::path_index(ledger, name))
     {
+        // In an epoll set already: we have no note of that set.
+        let registered = matches!(fd_table::get(fd), Some(Entry::Registered));
+        let gate = process::enter_gate();
         Endpoint::select(fd, path, ROLE_CONNECTOR);
+        drop(gate);
+        if registered {
+            give_up(fd, Reason::EpollMode);
+        }
     }
 }
 
@@ -78,6 +86,7 @@ pub(crate) fn accepted(listener: c_int, fd: c_int) {
     };
     match path {
         Some(path) => {
+            let _gate = process::enter_gate();
             Endpoint::select(fd, path, ROLE_ACCEPTOR);
         }
         None => descriptors::clear_stale(fd),
@@ -129,6 +138,7 @@ fn step(fd: c_int, endpoint: &'static Endpoint) {
         Step::Opened(mailbox) => {
             let previous = fd_table::set(mailbox, Some(Entry::Mailbox(endpoint))).ok().flatten();
             descriptors::retire(mailbox, previous, descriptors::Cause::Stale);
+            make_room_for(mailbox);
         }
         Step::Closed(mailbox) => close_mailbox(mailbox, endpoint),
         Step::Joined(segment, mailbox) => {
@@ -140,6 +150,23 @@ fn step(fd: c_int, endpoint: &'static Endpoint) {
             give_up(fd, reason);
             mailbox.into_iter().for_each(|mailbox| close_mailbox(mailbox, endpoint));
         }
+    }
+}
+
+/// Mailboxes that stay open at the same time; the oldest goes first. Peers without the library that fell silent must not keep
+/// others from meeting.
+const MAILBOXES_MAX: usize = 64;
+/// The last mailboxes opened, plus one; 0 = none.
+static MAILBOXES: [AtomicI32; MAILBOXES_MAX] = [const { AtomicI32::new(0) }; MAILBOXES_MAX];
+static NEXT_MAILBOX: AtomicUsize = AtomicUsize::new(0);
+
+fn make_room_for(mailbox: c_int) {
+    let place = NEXT_MAILBOX.fetch_add(1, Relaxed) % MAILBOXES_MAX;
+    let Some(oldest) = MAILBOXES.get(place).and_then(|cell| cell.swap(mailbox + 1, AcqRel).checked_sub(1)) else { return };
+    if let Some(Entry::Mailbox(owner)) = fd_table::get(oldest).filter(|_| oldest >= 0 && oldest != mailbox)
+        && owner.schedule.forget_mailbox() == Some(oldest)
+    {
+        close_mailbox(oldest, owner);
     }
 }
 

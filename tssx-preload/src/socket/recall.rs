@@ -76,6 +76,23 @@ pub(crate) fn answer(fd: c_int) {
     }
 }
 
+/// The last descriptor is about to be closed: waits, a while, until the kernel has taken what has to go back.
+pub(crate) fn answer_at_last(fd: c_int) {
+    /// Looks for room, and how long each waits, milliseconds.
+    const LOOKS: u32 = 20;
+    const LOOK_MS: c_int = 100;
+    for _ in 0..LOOKS {
+        let waiting = lock_stream(fd, Way::Tx)
+            .is_some_and(|tx| tx.segment.is_some_and(|segment| is_due(tx.slot, &segment) && recall::serve(fd, tx.slot, &segment)));
+        if !waiting {
+            return;
+        }
+        let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+        // SAFETY: one live entry.
+        unsafe { next::poll(&raw mut entry, 1, LOOK_MS) };
+    }
+}
+
 /// Before a send: what was taken back goes first. Waits for the kernel's queue if the call may.
 ///
 /// # Errors

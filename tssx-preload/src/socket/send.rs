@@ -6,7 +6,8 @@
 #![allow(unsafe_code, reason = "hands the caller's memory to the ring")]
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use core::sync::atomic::fence;
 
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING};
 use tssx_core::ring::producer::Producer;
@@ -48,7 +49,10 @@ pub(crate) fn send(fd: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() 
             (MODE_RING, Some(segment)) => Some(segment),
             (MODE_KERNEL, Some(segment)) => {
                 switchover::pause_for_consent(tx.slot, &segment, init::pause_us());
-                may_switch(fd, &tx, &segment).then_some(segment)
+                if may_switch(fd, &tx, &segment) {
+                    continue; // looks at the ring with fresh eyes: the consent may be revoked by now
+                }
+                None
             }
             _ => None,
         };
@@ -84,7 +88,10 @@ pub(crate) fn send(fd: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() 
 }
 
 fn may_switch(fd: c_int, tx: &Locked, segment: &Segment) -> bool {
-    init::ledger().is_some_and(|ledger| switchover::try_switch(fd, ledger, tx.slot, segment))
+    let switched = init::ledger().is_some_and(|ledger| switchover::try_switch(fd, ledger, tx.slot, segment));
+    // "state, then consent" here against "consent, then state" in a consumer that revokes: one of the two sees the other.
+    fence(SeqCst);
+    switched
 }
 
 /// The program's own call on the kernel socket, counted.
@@ -121,10 +128,10 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
     let count = parts.walk(sent, room, |from, length| unsafe { producer.copy_in(from, length) });
     producer.publish();
     tx.slot.ring_tx_bytes.fetch_add(count as u64, Relaxed);
-    // A doorbell that cannot be sent means that the peer is gone. The bytes are then lost as they are when a kernel peer dies
-    // with them unread; the kernel refuses the next call, as it would.
-    if doorbell::rouse(fd, tx.slot, segment).is_err() && sent == 0 {
-        return Attempt::Gone;
+    // A doorbell that cannot be sent means that the peer has gone since we looked, perhaps after it read these very bytes: they
+    // were written to a living peer, and the next call is refused.
+    if doorbell::rouse(fd, tx.slot, segment).is_err() {
+        tx.endpoint.last_alive.store(0, Relaxed);
     }
     // The peer gave its ring up meanwhile: these bytes go back too. The fence is the doorbell's.
     if recall::is_due(tx.slot, segment) {
