@@ -94,6 +94,13 @@ impl Schedule {
         step
     }
 
+    /// Gives the mailbox up for now: tries again at one of the next operations.
+    pub fn postpone(&self, slot: &Slot) {
+        self.forget_mailbox();
+        slot.reason.store(Reason::TooManyPending as u32, Relaxed);
+        self.next.store(operations(slot) + 2, Relaxed);
+    }
+
     /// Forgets the mailbox, because it was closed or belongs to another process after `fork`. Returns its descriptor.
     pub fn forget_mailbox(&self) -> Option<i32> {
         let fd = self.mailbox.swap(0, AcqRel).checked_sub(1)?.cast_signed();

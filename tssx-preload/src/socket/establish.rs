@@ -4,8 +4,7 @@
 
 use core::ffi::c_int;
 use core::mem::offset_of;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
-use core::sync::atomic::{AtomicI32, AtomicUsize};
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use libc::{sockaddr, sockaddr_un, socklen_t};
 use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR, SLOT_SELECTED, SLOT_UPGRADED};
@@ -16,6 +15,7 @@ use tssx_core::switchover;
 use tssx_core::sys;
 use tssx_core::upgrade::Step;
 
+use super::mailboxes;
 use crate::endpoint::{Endpoint, Way, lock_stream};
 use crate::fd_table::{self, Entry};
 use crate::process::descriptors;
@@ -138,7 +138,11 @@ fn step(fd: c_int, endpoint: &'static Endpoint) {
         Step::Opened(mailbox) => {
             let previous = fd_table::set(mailbox, Some(Entry::Mailbox(endpoint))).ok().flatten();
             descriptors::retire(mailbox, previous, descriptors::Cause::Stale);
-            make_room_for(mailbox);
+            if !mailboxes::enter(mailbox) {
+                // All places are taken by mailboxes that were opened just now: theirs is the turn.
+                endpoint.schedule.postpone(slot);
+                close_mailbox(mailbox, endpoint);
+            }
         }
         Step::Closed(mailbox) => close_mailbox(mailbox, endpoint),
         Step::Joined(segment, mailbox) => {
@@ -150,23 +154,6 @@ fn step(fd: c_int, endpoint: &'static Endpoint) {
             give_up(fd, reason);
             mailbox.into_iter().for_each(|mailbox| close_mailbox(mailbox, endpoint));
         }
-    }
-}
-
-/// Mailboxes that stay open at the same time; the oldest goes first. Peers without the library that fell silent must not keep
-/// others from meeting.
-const MAILBOXES_MAX: usize = 64;
-/// The last mailboxes opened, plus one; 0 = none.
-static MAILBOXES: [AtomicI32; MAILBOXES_MAX] = [const { AtomicI32::new(0) }; MAILBOXES_MAX];
-static NEXT_MAILBOX: AtomicUsize = AtomicUsize::new(0);
-
-fn make_room_for(mailbox: c_int) {
-    let place = NEXT_MAILBOX.fetch_add(1, Relaxed) % MAILBOXES_MAX;
-    let Some(oldest) = MAILBOXES.get(place).and_then(|cell| cell.swap(mailbox + 1, AcqRel).checked_sub(1)) else { return };
-    if let Some(Entry::Mailbox(owner)) = fd_table::get(oldest).filter(|_| oldest >= 0 && oldest != mailbox)
-        && owner.schedule.forget_mailbox() == Some(oldest)
-    {
-        close_mailbox(oldest, owner);
     }
 }
 

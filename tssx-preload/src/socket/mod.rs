@@ -13,6 +13,7 @@ pub(crate) mod ancillary;
 mod crossing;
 pub(crate) mod establish;
 pub(crate) mod fallback;
+pub(crate) mod mailboxes;
 pub(crate) mod options;
 pub(crate) mod recall;
 pub(crate) mod receive;

@@ -1,0 +1,67 @@
+//! How many mailboxes a process keeps open: few, and none for long if others need the place.
+//!
+//! A peer without the library may fall silent just when our mailbox is open, and no operation of ours comes to close it. So a
+//! mailbox that has been open for a while gives way to a new one; one that was opened just now does not.
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+
+use tssx_core::{clock, lock};
+
+use super::establish::close_mailbox;
+use crate::fd_table::{self, Entry};
+use crate::process;
+
+/// Places.
+const MAX: usize = 64;
+/// How long a mailbox keeps its place for certain, microseconds: much longer than a peer that is busy takes to come.
+const KEEP_US: u64 = 50_000;
+
+struct Place {
+    /// Descriptor plus one; 0 = never used.
+    mailbox: AtomicI32,
+    /// When it was opened, ticks.
+    since: AtomicU64,
+}
+
+static PLACES: [Place; MAX] = [const { Place { mailbox: AtomicI32::new(0), since: AtomicU64::new(0) } }; MAX];
+static LOCK: AtomicU32 = AtomicU32::new(0);
+
+/// Finds a place for a mailbox that was just opened; false if there is none.
+pub(super) fn enter(mailbox: c_int) -> bool {
+    let now = clock::ticks();
+    let _guard = lock::acquire(&LOCK, process::pid());
+    let is_open =
+        |place: &&Place| owner_of(place.mailbox.load(Relaxed) - 1).is_some_and(|_| place.mailbox.load(Relaxed) - 1 != mailbox);
+    let free = PLACES.iter().find(|place| !is_open(place));
+    let place = free.or_else(|| PLACES.iter().min_by_key(|place| place.since.load(Relaxed)));
+    let Some(place) = place else { return false };
+    if free.is_none() {
+        if now.wrapping_sub(place.since.load(Relaxed)) < KEEP_US * clock::ticks_per_us() {
+            return false;
+        }
+        let oldest = place.mailbox.load(Relaxed) - 1;
+        if let Some(owner) = owner_of(oldest)
+            && owner.schedule.forget_mailbox() == Some(oldest)
+        {
+            close_mailbox(oldest, owner);
+        }
+    }
+    place.mailbox.store(mailbox + 1, Relaxed);
+    place.since.store(now, Relaxed);
+    true
+}
+
+fn owner_of(mailbox: c_int) -> Option<&'static crate::endpoint::Endpoint> {
+    match fd_table::get(mailbox) {
+        Some(Entry::Mailbox(owner)) => Some(owner),
+        _ => None,
+    }
+}
+
+/// In a forked child: whoever held the lock does not exist here, and the mailboxes are the parent's.
+pub(crate) fn after_fork_in_child() {
+    LOCK.store(0, Relaxed);
+    PLACES.iter().for_each(|place| place.mailbox.store(0, Relaxed));
+}
