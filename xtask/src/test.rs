@@ -62,17 +62,31 @@ struct Suite {
     name: &'static str,
     arguments: &'static [&'static str],
     needs_root: bool,
+    /// Built with `--cfg loom`, in a target folder of its own: the protocol on modelled atomics and a modelled kernel.
+    modelled: bool,
 }
 
-const SUITES: [Suite; 4] = [
-    Suite { name: "tssx-core", arguments: &["--package", "tssx-core"], needs_root: false },
-    Suite { name: "xtask", arguments: &["--package", "xtask", "--bins"], needs_root: false },
+const SUITES: [Suite; 5] = [
+    Suite { name: "tssx-core", arguments: &["--package", "tssx-core"], needs_root: false, modelled: false },
+    Suite {
+        name: "models of the protocol, every interleaving",
+        arguments: &["--release", "--package", "tssx-core", "--lib", "models"],
+        needs_root: false,
+        modelled: true,
+    },
+    Suite { name: "xtask", arguments: &["--package", "xtask", "--bins"], needs_root: false, modelled: false },
     Suite {
         name: "behaviour with and without the library",
         arguments: &["--package", "xtask", "--test", "behaviour"],
         needs_root: false,
+        modelled: false,
     },
-    Suite { name: "tssx-trace, with the kernel programs", arguments: &["--package", "tssx-trace"], needs_root: true },
+    Suite {
+        name: "tssx-trace, with the kernel programs",
+        arguments: &["--package", "tssx-trace"],
+        needs_root: true,
+        modelled: false,
+    },
 ];
 
 /// Runs everything.
@@ -138,6 +152,9 @@ impl Suite {
         let mut cargo = Command::new(paths::cargo());
         cargo.arg("test").args(self.arguments).current_dir(paths::workspace());
         tell(&mut cargo, artefacts);
+        if self.modelled {
+            cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
+        }
         cargo.env("TMPDIR", scratch);
         match run::tee(&mut cargo, SUITE_DEADLINE) {
             Ok(output) => {
