@@ -168,6 +168,10 @@ impl LedgerCell {
         if self.state.load(Acquire) != ACTIVE {
             self.make();
         }
+        // Another thread is making it, for a few system calls: a connection must not be left out for that.
+        while self.state.load(Acquire) == RUNNING {
+            sys::yield_now();
+        }
         if self.state.load(Acquire) == ACTIVE {
             // SAFETY: see the Sync impl.
             unsafe { (*self.view.get()).as_ref() }

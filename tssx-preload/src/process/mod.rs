@@ -149,6 +149,7 @@ fn in_child() {
     GATE.store(0, Release);
     endpoint::pool_after_fork_in_child();
     readiness::interest::pool_after_fork_in_child();
+    readiness::epoll::after_fork_in_child();
     mailboxes::after_fork_in_child();
     fd_table::for_each(0, u32::MAX, |fd, entry| match entry {
         Entry::Stream(endpoint) => endpoint.after_fork_in_child(),

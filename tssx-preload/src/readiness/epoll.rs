@@ -7,12 +7,12 @@
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use core::sync::atomic::fence;
+use core::sync::atomic::{AtomicU32, fence};
 
 use libc::{epoll_event, timespec};
 use tssx_core::ledger::layout::MODE_RING;
 use tssx_core::reason::Reason;
-use tssx_core::{clock, doorbell};
+use tssx_core::{clock, doorbell, lock};
 
 use super::deadline::Deadline;
 use super::interest::{EpollSet, Watch};
@@ -21,7 +21,7 @@ use crate::endpoint::{Way, lock_stream};
 use crate::errno::Result;
 use crate::fd_table::{self, Entry};
 use crate::init;
-use crate::process::descriptors;
+use crate::process::{self, descriptors};
 use crate::socket::recall;
 
 /// Longest time for which busy rings keep the kernel from being asked, microseconds.
@@ -81,9 +81,22 @@ fn note_registered(operation: c_int, fd: c_int) {
     }
 }
 
+/// Held while a set is made for an epoll descriptor.
+static ADOPTING: AtomicU32 = AtomicU32::new(0);
+
+/// In a forked child: whoever held the lock does not exist here.
+pub(crate) fn after_fork_in_child() {
+    ADOPTING.store(0, Relaxed);
+}
+
 /// An epoll descriptor that was made before we were asked: notes begin now.
 fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
     init::active()?;
+    // Two threads may add the first streams at the same time: there must be one set.
+    let _guard = lock::acquire(&ADOPTING, process::pid());
+    if let Some(set) = fd_table::epoll(epoll) {
+        return Some(set);
+    }
     let set = EpollSet::create()?;
     set.attach();
     match fd_table::set(epoll, Some(Entry::Epoll(set))) {
@@ -358,7 +371,8 @@ fn take_back(set: &'static EpollSet) {
                 }
                 continue; // another record is at this index now
             }
-            None => {}
+            // Another thread moved the record, perhaps to the inactive ones, and we may have withdrawn what it relies on.
+            None => open.find(watch.fd).into_iter().for_each(|index| open.activate(index)),
         }
         index += 1;
     }
