@@ -22,7 +22,7 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
-use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER, Direction, GONE_CLOSED, GONE_SHUTDOWN, STATE_ENDED};
+use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER, GONE_CLOSED, GONE_SHUTDOWN, STATE_ENDED};
 use crate::ledger::layout::Slot;
 use crate::segment::Segment;
 use crate::sync::{fence, kernel};
@@ -46,17 +46,15 @@ pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Errno> {
     let before = direction.asleep.fetch_and(!ASLEEP, SeqCst);
     match before & ASLEEP {
         0 => Ok(()),
-        ASLEEP_EATER => send_junk(fd, slot, direction, 1),
-        _ => send_junk(fd, slot, direction, 2),
+        ASLEEP_EATER => send_junk(fd, slot, segment, 1),
+        _ => send_junk(fd, slot, segment, 2),
     }
 }
 
-fn send_junk(fd: i32, slot: &Slot, direction: &Direction, count: usize) -> Result<(), Errno> {
+fn send_junk(fd: i32, slot: &Slot, segment: &Segment, count: usize) -> Result<(), Errno> {
     match kernel::send(fd, JUNK.get(..count).unwrap_or(&JUNK)) {
         Ok(sent) => {
-            direction.doorbells.fetch_add(sent as u64, Release);
-            slot.doorbell_tx_bytes.fetch_add(sent as u64, Relaxed);
-            slot.doorbell_tx_calls.fetch_add(1, Relaxed);
+            count_sent(slot, segment, sent as u64);
             Ok(())
         }
         Err(Errno::AGAIN) => Ok(()),
@@ -78,7 +76,7 @@ pub fn hold_unwritable(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Er
     // Not fresh, but writable: the consumer took our junk together with what it was draining. Send it again, or a program
     // that waits by poll would be told "writable" over and over.
     if fresh || kernel::poll_now(fd, libc::POLLOUT)? & libc::POLLOUT != 0 {
-        send_junk(fd, slot, direction, JUNK.len())?;
+        send_junk(fd, slot, segment, JUNK.len())?;
     }
     fence(SeqCst);
     Ok(())
@@ -87,10 +85,10 @@ pub fn hold_unwritable(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Er
 /// Producer, under the sending lock: wakes the peer whatever it announced, to make it look at more than the ring.
 pub fn poke(fd: i32, slot: &Slot, segment: &Segment) {
     segment.tx().asleep.fetch_and(!ASLEEP, SeqCst);
-    let _ = send_junk(fd, slot, segment.tx(), 2);
+    let _ = send_junk(fd, slot, segment, 2);
 }
 
-/// Counts a byte that a blocking send of the caller put into the kernel socket to wait for room.
+/// Counts doorbell bytes that went into the kernel socket: ours, or the one of a caller that sends to wait for room.
 pub fn count_sent(slot: &Slot, segment: &Segment, bytes: u64) {
     segment.tx().doorbells.fetch_add(bytes, Release);
     slot.doorbell_tx_bytes.fetch_add(bytes, Relaxed);

@@ -17,6 +17,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::clock;
+use crate::doorbell;
 use crate::layout::{CONSENT_GIVEN, CONSENT_NONE, CONSENT_WANTED, STATE_ENDED, STATE_KERNEL, STATE_RING};
 use crate::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
 use crate::ledger::slots;
@@ -230,23 +231,9 @@ pub fn try_resume(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     if direction.state.load(Acquire) != STATE_ENDED || direction.end_at.load(Relaxed) != direction.head.load(Relaxed) {
         return false;
     }
-    let mut scratch = [0_u8; 4608];
-    loop {
-        let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
-        let left = direction.resume_at.load(Relaxed).saturating_sub(carried);
-        let want = scratch.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        if want == 0 {
-            break;
-        }
-        match kernel::receive(fd, scratch.get_mut(..want).unwrap_or_default(), 0) {
-            Ok(count) if count > 0 => {
-                slot.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
-                slot.doorbell_rx_calls.fetch_add(1, Relaxed);
-            }
-            // The doorbells were sent before the ring ended, so they are there, unless the peer lies or is gone.
-            _ => break,
-        }
-    }
+    // The doorbells were sent before the ring ended, so they are there, unless the peer lies or is gone; and no byte behind the
+    // end is taken for one.
+    while doorbell::take_doorbells(fd, slot, segment) > 0 {}
     slot.rx_mode.store(MODE_FINAL, Release);
     true
 }

@@ -25,11 +25,6 @@ const WINDOW_MIN: u64 = 32;
 const UNKNOWN_MAX: u32 = 4;
 /// Tries in vain after which a connector that is still trying says why it is plain so far.
 const TRIES_BEFORE_REASON: u32 = 4;
-/// Mailboxes one process keeps open at the same time.
-pub const PENDING_MAX: u32 = 1024;
-
-/// Mailboxes open in this process.
-static PENDING: AtomicU32 = AtomicU32::new(0);
 
 /// The part of the schedule that one process keeps for one connection. All zero is the start.
 #[derive(Debug, Default)]
@@ -103,9 +98,7 @@ impl Schedule {
 
     /// Forgets the mailbox, because it was closed or belongs to another process after `fork`. Returns its descriptor.
     pub fn forget_mailbox(&self) -> Option<i32> {
-        let fd = self.mailbox.swap(0, AcqRel).checked_sub(1)?.cast_signed();
-        PENDING.fetch_sub(1, Relaxed);
-        Some(fd)
+        self.mailbox.swap(0, AcqRel).checked_sub(1).map(u32::cast_signed)
     }
 
     fn connector_step(&self, fd: i32, slot: &Slot, threshold: u64) -> Step {
@@ -172,12 +165,6 @@ impl Schedule {
         if operations < self.next.load(Relaxed) {
             return Step::Nothing;
         }
-        if PENDING.fetch_add(1, Relaxed) >= PENDING_MAX {
-            PENDING.fetch_sub(1, Relaxed);
-            slot.reason.store(Reason::TooManyPending as u32, Relaxed);
-            self.next.store(operations + 2, Relaxed);
-            return Step::Nothing;
-        }
         let opened = own_inode(fd, slot).ok_or(Reason::PeerUnknown).and_then(rendezvous::open_mailbox);
         match opened {
             Ok(mailbox) => {
@@ -185,10 +172,7 @@ impl Schedule {
                 self.mailbox.store(mailbox.cast_unsigned() + 1, Release);
                 Step::Opened(mailbox)
             }
-            Err(_) => {
-                PENDING.fetch_sub(1, Relaxed);
-                self.close_window(slot, operations)
-            }
+            Err(_) => self.close_window(slot, operations),
         }
     }
 

@@ -277,20 +277,13 @@ impl Endpoint {
         self.schedule.forget_mailbox();
     }
 
-    /// Counts `delta` more holders of this end: before a fork, or after one that failed.
+    /// Counts one holder of this end more or fewer, in ledger and segment: around fork and exec.
     pub(crate) fn change_holders(&self, more: bool) {
         let Some(slot) = self.slot() else { return };
-        let side = self.segment(slot);
-        if more {
-            slot.holders.fetch_add(1, AcqRel);
-            side.inspect(|segment| {
-                segment.own_side().holders.fetch_add(1, Relaxed);
-            });
-        } else {
-            slot.holders.fetch_sub(1, AcqRel);
-            side.inspect(|segment| {
-                segment.own_side().holders.fetch_sub(1, Relaxed);
-            });
+        let change = |holders: &AtomicU32| if more { holders.fetch_add(1, AcqRel) } else { holders.fetch_sub(1, AcqRel) };
+        change(&slot.holders);
+        if let Some(segment) = self.segment(slot) {
+            change(&segment.own_side().holders);
         }
     }
 }

@@ -154,9 +154,8 @@ fn in_child() {
     fd_table::for_each(0, u32::MAX, |fd, entry| match entry {
         Entry::Stream(endpoint) => endpoint.after_fork_in_child(),
         Entry::Epoll(set) => set.after_fork_in_child(),
-        Entry::Mailbox(endpoint) => {
-            // The parent's; it goes on listening there.
-            endpoint.schedule.forget_mailbox();
+        Entry::Mailbox(_) => {
+            // The parent's; it goes on listening there. The endpoint forgets it with the rest.
             let _ = fd_table::set(fd, None);
             sys::close(fd);
         }
