@@ -4,12 +4,13 @@
 //! from the kernel. Two mechanisms make the socket's own readiness mirror the ring while somebody may be asleep:
 //!
 //! **Readable.** A consumer that is about to sleep sets a bit in `asleep`, fences, and looks at the ring again. A producer
-//! publishes bytes, fences, and looks at `asleep`; if a bit is set it clears them and sends one byte (two if a watcher
-//! that does not take bytes may be among the sleepers). Either the consumer's second look sees the bytes, or the producer
-//! sees the bit: both fences are sequentially consistent, so "neither" would need a cycle in their total order (the
-//! store-buffering litmus test; [`rouse`] and [`announce`] are its two halves). A doorbell byte may only be taken while the
-//! ring is seen empty under the receiving lock, or by the one sleeper that was counted as the only one; so as long as the
-//! ring holds bytes and somebody sleeps, the kernel's queue holds a byte.
+//! publishes bytes, fences, and looks at `asleep`; if the bit is set it clears it and sends one byte. Either the consumer's
+//! second look sees the bytes, or the producer sees the bit: both fences are sequentially consistent, so "neither" would need a
+//! cycle in their total order (the store-buffering litmus test; [`rouse`] and [`announce`] are its two halves). Nobody takes a
+//! doorbell by sleeping: a blocked receive only looks (MSG_PEEK), so it can be left by a signal or a cancellation at any moment,
+//! and never takes a byte or a descriptor of the program's in a doorbell's place. A doorbell is taken only under the receiving
+//! lock and only if it is *stale*: sent before the ring was seen empty ([`stale`]). So as long as the ring holds bytes and
+//! somebody sleeps, the kernel's queue holds a byte, whoever else reads.
 //!
 //! **Writable.** A producer that finds the ring full sets `writer_waiting`, sends junk bytes until the kernel refuses more
 //! (its send buffer was made as small as the kernel allows when the direction moved into the ring, so that is one system
@@ -22,14 +23,12 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
-use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER, GONE_CLOSED, GONE_SHUTDOWN, STATE_ENDED};
+use crate::layout::{ASLEEP, GONE_CLOSED, GONE_SHUTDOWN, GONE_SOON, GONE_UNREAD, STATE_ENDED};
 use crate::ledger::layout::Slot;
 use crate::segment::Segment;
 use crate::sync::{fence, kernel};
 use crate::sys::Errno;
 
-/// The bits that say that somebody sleeps.
-const ASLEEP: u32 = ASLEEP_EATER | ASLEEP_WATCHER;
 /// What doorbell bytes contain. They never reach a program.
 static JUNK: [u8; 8192] = [0; 8192];
 
@@ -44,10 +43,23 @@ pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Errno> {
         return Ok(());
     }
     let before = direction.asleep.fetch_and(!ASLEEP, SeqCst);
-    match before & ASLEEP {
-        0 => Ok(()),
-        ASLEEP_EATER => send_junk(fd, slot, segment, 1),
-        _ => send_junk(fd, slot, segment, 2),
+    if before & ASLEEP == 0 { Ok(()) } else { ring(fd, slot, segment) }
+}
+
+/// Sends one doorbell. It is counted before it is sent, so that whoever finds it in the queue finds it counted: a doorbell that
+/// cannot be told to be stale would keep the socket readable for nothing.
+fn ring(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Errno> {
+    segment.tx().doorbells.fetch_add(1, Release);
+    let sent = kernel::send(fd, JUNK.get(..1).unwrap_or(&JUNK));
+    if sent.is_ok() {
+        slot.doorbell_tx_bytes.fetch_add(1, Relaxed);
+        slot.doorbell_tx_calls.fetch_add(1, Relaxed);
+    } else {
+        segment.tx().doorbells.fetch_sub(1, Release);
+    }
+    match sent {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()), // a full queue is readable
+        Err(errno) => Err(errno),
     }
 }
 
@@ -85,7 +97,7 @@ pub fn hold_unwritable(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Er
 /// Producer, under the sending lock: wakes the peer whatever it announced, to make it look at more than the ring.
 pub fn poke(fd: i32, slot: &Slot, segment: &Segment) {
     segment.tx().asleep.fetch_and(!ASLEEP, SeqCst);
-    let _ = send_junk(fd, slot, segment, 2);
+    let _ = ring(fd, slot, segment);
 }
 
 /// Counts doorbell bytes that went into the kernel socket: ours, or the one of a caller that sends to wait for room.
@@ -97,15 +109,15 @@ pub fn count_sent(slot: &Slot, segment: &Segment, bytes: u64) {
 
 /// Consumer, under the receiving lock: says that somebody is about to sleep. The caller must look at the ring (and at
 /// `state`) again afterwards, and must not sleep if there is something.
-pub fn announce(segment: &Segment, kind: u32) {
-    segment.rx().asleep.fetch_or(kind, SeqCst);
+pub fn announce(segment: &Segment) {
+    segment.rx().asleep.fetch_or(ASLEEP, SeqCst);
     fence(SeqCst);
 }
 
-/// Consumer, under the receiving lock: whether a watcher is announced.
+/// Consumer, under the receiving lock: whether a sleeper is announced.
 #[must_use]
 pub fn is_watched(segment: &Segment) -> bool {
-    segment.rx().asleep.load(Relaxed) & ASLEEP_WATCHER != 0
+    segment.rx().asleep.load(Relaxed) & ASLEEP != 0
 }
 
 /// Consumer, under the receiving lock: nobody sleeps any more, so no doorbell is needed.
@@ -133,7 +145,7 @@ pub fn should_release(segment: &Segment, before: u64, after: u64) -> bool {
 /// What was found in the kernel's queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Nothing is left; carries how many doorbell bytes were taken.
+    /// No end and no error; carries how many doorbell bytes were taken.
     Empty(u64),
     /// End of file: the peer shut down or closed.
     EndOfFile,
@@ -141,54 +153,72 @@ pub enum Drained {
     Failed(Errno),
 }
 
-/// Consumer, under the receiving lock, direction in the ring: takes all doorbell bytes out of the kernel's queue, lets the
-/// producer write again, and tells end of file and errors.
-pub fn drain(fd: i32, slot: &Slot, segment: &Segment) -> Drained {
+/// For [`drain`] and [`take_doorbells`]: whatever there is.
+pub const ALL: u64 = u64::MAX;
+
+/// Consumer, under the receiving lock: doorbell bytes that nobody needs any more *if the ring is seen empty after this*: they
+/// were sent for bytes that have been read. What is sent later may be what another sleeper waits for: were it taken here, and a
+/// part of the bytes it was rung for left in the ring, that sleeper would sleep on.
+#[must_use]
+pub fn stale(slot: &Slot, segment: &Segment) -> u64 {
+    let left = segment.rx().doorbells.load(Acquire).wrapping_sub(slot.doorbell_rx_bytes.load(Relaxed));
+    if left > ALL / 2 { 0 } else { left }
+}
+
+/// Consumer, under the receiving lock, direction in the ring: takes up to `most` doorbell bytes out of the kernel's queue, lets
+/// the producer write again, and tells end of file and errors. An error is told once: the caller must pass it on.
+pub fn drain(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> Drained {
     let mut total = 0;
     segment.rx().writer_waiting.store(0, SeqCst);
     loop {
-        match take_some(fd, slot, segment) {
-            Drained::Empty(0) => return Drained::Empty(total),
-            Drained::Empty(count) => total += count,
-            end => return end,
+        match take_some(fd, slot, segment, most - total) {
+            0 => break,
+            count => total += count,
         }
+    }
+    match kernel::receive(fd, &mut [0], libc::MSG_PEEK) {
+        Ok(0) => Drained::EndOfFile,
+        Ok(_) | Err(Errno::AGAIN) => Drained::Empty(total),
+        Err(errno) => Drained::Failed(errno),
     }
 }
 
 /// As [`drain`], but content with the doorbells that wait now: end of file and errors stay for whoever asks.
-pub fn take_doorbells(fd: i32, slot: &Slot, segment: &Segment) -> u64 {
+pub fn take_doorbells(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> u64 {
     segment.rx().writer_waiting.store(0, SeqCst);
-    if let Drained::Empty(count) = take_some(fd, slot, segment) { count } else { 0 }
+    take_some(fd, slot, segment, most)
 }
 
-/// Takes what waits and is certainly a doorbell. First what is queued, then whether the ring has ended: a producer says so
-/// before it sends its first byte behind the end, so what was queued before is not the program's.
-fn take_some(fd: i32, slot: &Slot, segment: &Segment) -> Drained {
+/// Whether the kernel has nothing but the end of file, or an error, for this direction. Takes neither.
+#[must_use]
+pub fn is_at_end(fd: i32) -> bool {
+    // Not POLLIN: a doorbell may come between the two questions.
+    let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+    kernel::queued_bytes(fd) == Ok(0) && kernel::poll_now(fd, libc::POLLRDHUP).unwrap_or(0) & ends != 0
+}
+
+/// Takes what waits and is certainly a doorbell; how many. First what is queued (asked so that a pending error stays pending),
+/// then whether the ring has ended: a producer says so before it sends its first byte behind the end, so what was queued before
+/// is not the program's.
+fn take_some(fd: i32, slot: &Slot, segment: &Segment, limit: u64) -> u64 {
     let mut scratch = [0_u8; 4608];
-    let queued = match kernel::receive(fd, &mut scratch, libc::MSG_PEEK) {
-        Ok(0) => return Drained::EndOfFile,
-        Ok(count) => count as u64,
-        Err(Errno::AGAIN) => return Drained::Empty(0),
-        Err(errno) => return Drained::Failed(errno),
-    };
+    let queued = kernel::queued_bytes(fd).unwrap_or(0);
     fence(Acquire);
     let direction = segment.rx();
-    let mut most = queued;
+    let mut most = queued.min(limit).min(scratch.len() as u64);
     if direction.state.load(Acquire) == STATE_ENDED {
         let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
-        most = queued.min(direction.resume_at.load(Relaxed).saturating_sub(carried));
+        most = most.min(direction.resume_at.load(Relaxed).saturating_sub(carried));
     }
-    let Some(room) = scratch.get_mut(..usize::try_from(most).unwrap_or(0)).filter(|room| !room.is_empty()) else {
-        return Drained::Empty(0);
-    };
-    match kernel::receive(fd, room, 0) {
-        Ok(count) => {
-            slot.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
-            slot.doorbell_rx_calls.fetch_add(1, Relaxed);
-            Drained::Empty(count as u64)
-        }
-        Err(_) => Drained::Empty(0), // another process of the family was faster
+    let room = scratch.get_mut(..usize::try_from(most).unwrap_or(0)).unwrap_or_default();
+    if room.is_empty() {
+        return 0;
     }
+    // An error: another process of the family was faster.
+    let count = kernel::receive(fd, room, 0).unwrap_or(0) as u64;
+    slot.doorbell_rx_bytes.fetch_add(count, Relaxed);
+    slot.doorbell_rx_calls.fetch_add(u64::from(count > 0), Relaxed);
+    count
 }
 
 /// Whether doorbell bytes may wait in the kernel's queue: the producer says it sent more than we took.
@@ -203,6 +233,29 @@ pub fn say_gone(segment: &Segment, closed: bool) {
     segment.rx().asleep.fetch_or(bit, SeqCst);
 }
 
+/// Consumer, before `shutdown(SHUT_RD)`: what the kernel says of the connection from now on is not the silence of the dead.
+pub fn say_going(segment: &Segment) {
+    segment.rx().asleep.fetch_or(GONE_SOON, SeqCst);
+}
+
+/// Producer: whether the consumer has shut its receiving side down or is doing so.
+#[must_use]
+pub fn reader_going(segment: &Segment) -> bool {
+    segment.tx().asleep.load(Acquire) & (GONE_SOON | GONE_SHUTDOWN) != 0
+}
+
+/// Consumer, before the last close: tells the producer that bytes from before the switch were left unread. The kernel will report a
+/// reset, and it is no doorbell's fault.
+pub fn say_unread(segment: &Segment) {
+    segment.rx().asleep.fetch_or(GONE_UNREAD, SeqCst);
+}
+
+/// Producer: whether the consumer left bytes from before the switch unread.
+#[must_use]
+pub fn left_unread(segment: &Segment) -> bool {
+    segment.tx().asleep.load(Acquire) & GONE_UNREAD != 0
+}
+
 /// Producer: tells the consumer that nothing more will come, so that it asks the kernel for the end of file.
 pub fn say_finished(segment: &Segment) {
     segment.tx().finished.store(1, Release);
@@ -211,7 +264,7 @@ pub fn say_finished(segment: &Segment) {
 /// Consumer: whether this end itself reads no more.
 #[must_use]
 pub fn self_gone(segment: &Segment) -> bool {
-    segment.rx().asleep.load(Relaxed) & (GONE_CLOSED | GONE_SHUTDOWN) != 0
+    segment.rx().asleep.load(Relaxed) & (GONE_CLOSED | GONE_SHUTDOWN | GONE_SOON) != 0
 }
 
 /// Whether the peer said that it sends or reads no more: what the kernel says then matters even while rings are busy.

@@ -17,7 +17,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 /// First eight bytes of a segment: "TSSXSEG1" in memory order.
 pub const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"TSSXSEG1");
 /// Protocol version; both ends must be equal.
-pub const SEGMENT_VERSION: u32 = 1;
+pub const SEGMENT_VERSION: u32 = 2;
 /// Two cache lines: the unit that x86's adjacent-line prefetcher moves.
 pub const LINE: usize = 128;
 /// Offset of the [`SideBlock`] of side 0; side 1 follows after [`LINE`] bytes.
@@ -84,15 +84,19 @@ pub const CONSENT_GIVEN: u32 = 1;
 /// `Direction::consent`: the consumer reads no more from the ring; the producer takes back what is unread and sends it, and all
 /// that follows, through the kernel socket.
 pub const CONSENT_REVOKED: u32 = 3;
+/// `Direction::consent`: the consumer reads the ring to its end, and asks the producer to end it at its next call.
+pub const CONSENT_ENOUGH: u32 = 4;
 /// `Direction::consent`: the consumer wants to compare and asks the producer to pause before its next send.
 pub const CONSENT_WANTED: u32 = 2;
 
 /// `Direction::asleep`: nobody waits in the kernel for this ring.
 pub const AWAKE: u32 = 0;
-/// `Direction::asleep`: one caller sleeps in a receive that takes the doorbell byte with it.
-pub const ASLEEP_EATER: u32 = 1;
-/// `Direction::asleep`: somebody may wait who does not take the byte (poll, epoll): two bytes, so that one stays.
-pub const ASLEEP_WATCHER: u32 = 2;
+/// `Direction::asleep`: somebody may wait in the kernel: in a receive that only looks, in poll or in epoll.
+pub const ASLEEP: u32 = 1;
+/// Bit of `Direction::asleep`: the consumer is about to shut its receiving side down; said before the kernel can show it.
+pub const GONE_SOON: u32 = 1 << 28;
+/// Bit of `Direction::asleep`: the consumer has closed the connection with bytes unread that the kernel carried before the switch.
+pub const GONE_UNREAD: u32 = 1 << 29;
 /// Bit of `Direction::asleep`: the consumer has shut its receiving side down; sends must fail as the kernel's do.
 pub const GONE_SHUTDOWN: u32 = 1 << 30;
 /// Bit of `Direction::asleep`: the consumer has closed the connection.
@@ -106,8 +110,10 @@ pub struct Direction {
     pub tail: AtomicU64,
     /// Most bytes the producer leaves unread, from its SO_SNDBUF; 0 = the capacity. Tells the consumer when to let it go on.
     pub limit: AtomicU64,
+    /// Ring position at which the last write began: a receive that meets bad memory gives up whole writes only, as the kernel does.
+    pub last_write: AtomicU64,
     /// Keeps the consumer's frequent reads of `tail` apart from the rarely written fields.
-    pub pad0: [AtomicU64; 6],
+    pub pad0: [AtomicU64; 5],
     /// One of the `STATE_` values; writer: producer. `switch_at`, `end_at`, `resume_at` are valid once it says so.
     pub state: AtomicU32,
     /// 1 while the producer waits for room and keeps the kernel socket unwritable; the consumer clears it when it drains.
@@ -130,9 +136,9 @@ pub struct Direction {
     pub head: AtomicU64,
     /// Keeps `head` apart from what follows.
     pub pad2: [AtomicU64; 15],
-    /// `AWAKE`, `ASLEEP_…` and `GONE_…`. Written by the consumer before it sleeps, swapped to awake by the producer that rings.
+    /// `AWAKE`, `ASLEEP` and `GONE_…`. Written by the consumer before it sleeps, swapped to awake by the producer that rings.
     pub asleep: AtomicU32,
-    /// One of the `CONSENT_` values; writer: consumer. `CONSENT_REVOKED` is final.
+    /// One of the `CONSENT_` values; writer: consumer. `CONSENT_REVOKED` is final; only it can follow `CONSENT_ENOUGH`.
     pub consent: AtomicU32,
     /// Room.
     pub pad3: [AtomicU64; 15],
@@ -153,6 +159,7 @@ const _: () = {
     assert!(offset_of!(SideBlock, refused) == 12);
     assert!(size_of::<Direction>() <= DIRECTION_SIZE);
     assert!(offset_of!(Direction, limit) == 8);
+    assert!(offset_of!(Direction, last_write) == 16);
     assert!(offset_of!(Direction, state) == 64);
     assert!(offset_of!(Direction, writer_waiting) == 68);
     assert!(offset_of!(Direction, switch_at) == 72);

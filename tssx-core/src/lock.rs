@@ -4,14 +4,34 @@
 //! ledger, which only the family of forked processes maps writable, never in the segment: the peer cannot touch it.
 //! It is held for a copy and at most a few non-blocking system calls, never while somebody waits for the peer.
 //!
-//! The word is the owner's process id. An owner that was killed is found by `kill(pid, 0)` after a bounded number of
-//! tries and the lock is taken over; that is safe because positions are published by one store, so whatever the dead
-//! owner had half done is invisible. (A thread that is cancelled asynchronously inside the library, or a process id
-//! that is reused within the same instant, is beyond this: POSIX forbids the first, the kernel makes the second rare.)
+//! The word says which thread of which process owns the lock ([`owner`]). An owner that was killed is found by `kill(pid, 0)`
+//! after a bounded number of tries and the lock is taken over; that is safe because positions are published by one store, so
+//! whatever the dead owner had half done is invisible. (A thread that is cancelled asynchronously inside the library, or a
+//! process id that is reused within the same instant, is beyond this: POSIX forbids the first, the kernel makes the second rare.)
+//!
+//! **Signal handlers.** write(2) and read(2) may be called from a handler, also on the stream that the handler interrupted in
+//! the middle of a locked section. The handler's own acquisition finds its own thread's word: it goes on *nested*, and its
+//! guard leaves the lock alone. That is sound because the section it interrupted publishes its position only if nobody has
+//! moved it meanwhile ([`crate::ring::producer::Producer::publish`]) and begins again if somebody has.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 
-use crate::sync::{AtomicU32, kernel, spin_loop};
+use crate::sync::{AtomicU64, fence, kernel, spin_loop};
+
+/// Bits of a word that hold the process id: the kernel's PID_MAX_LIMIT is 2^22 (include/linux/threads.h).
+const PID_BITS: u32 = 22;
+
+/// The word of a thread: its process id and its thread pointer, of which the low 6 bits are 0 and the high 17 unused.
+#[inline]
+#[must_use]
+pub fn owner(pid: u32, thread_pointer: usize) -> u64 {
+    ((thread_pointer as u64) >> 6) << PID_BITS | u64::from(pid) & ((1 << PID_BITS) - 1)
+}
+
+/// The process of a word.
+fn process(word: u64) -> u32 {
+    u32::try_from(word & ((1 << PID_BITS) - 1)).unwrap_or(0)
+}
 
 /// Tries before the CPU is given away, and between looks for a dead owner.
 const TRIES_BEFORE_YIELD: u32 = if cfg!(loom) { 1 } else { 100 };
@@ -19,27 +39,58 @@ const TRIES_BEFORE_YIELD: u32 = if cfg!(loom) { 1 } else { 100 };
 /// Holds the lock until dropped.
 #[derive(Debug)]
 pub struct Guard<'a> {
-    word: &'a AtomicU32,
+    word: &'a AtomicU64,
+    nested: bool,
 }
 
-/// Takes the lock for process `pid` (never 0). Acquire: what the previous holder published is seen.
-pub fn acquire(word: &AtomicU32, pid: u32) -> Guard<'_> {
+/// Takes the lock for the thread `own` (see [`owner`]; never 0). Acquire: what the previous holder published is seen.
+#[inline]
+pub fn acquire(word: &AtomicU64, own: u64) -> Guard<'_> {
+    match word.compare_exchange(0, own, Acquire, Relaxed) {
+        Ok(_) => Guard { word, nested: false },
+        Err(_) => compete(word, own),
+    }
+}
+
+#[cold]
+fn compete(word: &AtomicU64, own: u64) -> Guard<'_> {
     let mut tries = 0_u32;
-    while let Err(owner) = word.compare_exchange_weak(0, pid, Acquire, Relaxed) {
+    while let Err(owner) = word.compare_exchange_weak(0, own, Acquire, Relaxed) {
+        if owner == own {
+            return Guard { word, nested: true };
+        }
         tries = tries.wrapping_add(1);
         if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
-            take_over(word, owner, pid);
+            take_over(word, owner, own);
             kernel::yield_now();
         } else {
             spin_loop();
         }
     }
-    Guard { word }
+    Guard { word, nested: false }
+}
+
+impl Guard<'_> {
+    /// Whether the same thread holds the lock further out: a signal handler interrupted it, or it never came back.
+    #[must_use]
+    pub fn is_nested(&self) -> bool {
+        self.nested
+    }
+
+    /// The holder further out has left its section by a jump and will not come back: from now on this guard is the holder.
+    pub fn succeed(&mut self) {
+        self.nested = false;
+    }
+}
+
+/// Frees a lock if `own` is its owner: its section was left by a jump.
+pub fn free_if_owned(word: &AtomicU64, own: u64) {
+    let _ = word.compare_exchange(own, 0, AcqRel, Relaxed);
 }
 
 /// Frees the lock of an owner that no longer exists; the caller then competes for it like everybody.
-fn take_over(word: &AtomicU32, owner: u32, pid: u32) {
-    if owner != 0 && owner != pid && !kernel::process_exists(owner) {
+fn take_over(word: &AtomicU64, owner: u64, own: u64) {
+    if owner != 0 && process(owner) != process(own) && !kernel::process_exists(process(owner)) {
         // Fails if somebody else was faster: then the word is no longer the dead owner's.
         let _ = word.compare_exchange(owner, 0, AcqRel, Relaxed);
     }
@@ -49,7 +100,11 @@ impl Drop for Guard<'_> {
     /// Releases. A swap, not a store: it is also the full fence between "published" and "is the peer asleep?" for callers
     /// that look only after releasing.
     fn drop(&mut self) {
-        self.word.swap(0, SeqCst);
+        if self.nested {
+            fence(SeqCst);
+        } else {
+            self.word.swap(0, SeqCst);
+        }
     }
 }
 
@@ -63,26 +118,47 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().expect("spawn true");
         let dead = child.id();
         child.wait().expect("wait");
-        let word = AtomicU32::new(dead);
-        drop(acquire(&word, sys::getpid()));
+        let word = AtomicU64::new(owner(dead, 0x7f00_0000_1000));
+        drop(acquire(&word, owner(sys::getpid(), 0x7f00_0000_1000)));
         assert_eq!(word.load(Relaxed), 0);
     }
 
     #[test]
+    fn a_section_of_the_same_thread_inside_another_leaves_the_lock_alone() {
+        let (word, own) = (AtomicU64::new(0), owner(sys::getpid(), 64));
+        let outer = acquire(&word, own);
+        let mut inner = acquire(&word, own);
+        assert!(!outer.is_nested() && inner.is_nested());
+        drop(acquire(&word, own));
+        assert_eq!(word.load(Relaxed), own);
+        inner.succeed();
+        drop(inner);
+        assert_eq!(word.load(Relaxed), 0);
+        core::mem::forget(outer);
+    }
+
+    #[test]
+    fn words_tell_threads_and_processes_apart() {
+        assert_ne!(owner(1, 0x7f12_3456_7740), owner(1, 0x7f12_3456_7780));
+        assert_ne!(owner(1, 0x7f12_3456_7740), owner(2, 0x7f12_3456_7740));
+        assert_eq!(process(owner(4_194_303, usize::MAX >> 17)), 4_194_303);
+    }
+
+    #[test]
     fn holders_exclude_each_other() {
-        let word = AtomicU32::new(0);
+        let word = AtomicU64::new(0);
         let counter = std::cell::UnsafeCell::new(0_u64);
-        struct Shared<'a>(&'a AtomicU32, &'a std::cell::UnsafeCell<u64>);
+        struct Shared<'a>(&'a AtomicU64, &'a std::cell::UnsafeCell<u64>);
         #[allow(unsafe_code, reason = "the lock under test is what makes it sound")]
         // SAFETY: the cell is only touched under the lock.
         unsafe impl Sync for Shared<'_> {}
         let shared = Shared(&word, &counter);
         std::thread::scope(|scope| {
-            for _ in 0..4 {
+            for thread in 1..5 {
                 let shared = &shared;
                 scope.spawn(move || {
                     for _ in 0..20_000 {
-                        let _guard = acquire(shared.0, sys::getpid());
+                        let _guard = acquire(shared.0, owner(sys::getpid(), thread * 64));
                         // SAFETY: exclusive by the lock.
                         #[allow(unsafe_code, reason = "see above")]
                         unsafe {

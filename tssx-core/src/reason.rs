@@ -33,7 +33,7 @@ pub enum Reason {
     Splice = 10,
     /// A stdio stream was opened on the socket.
     Stdio = 11,
-    /// The socket is in an epoll set in a way the library does not serve (EPOLLONESHOT, EPOLLEXCLUSIVE, or a nested set).
+    /// The socket is in an epoll set in a way the library does not serve (a nested set, or one that it entered before it was connected).
     EpollMode = 12,
     /// Out-of-band data was used.
     OutOfBand = 13,
@@ -68,7 +68,7 @@ const TABLE: [(Reason, &str, &str); REASON_COUNT] = [
     (Reason::AncillaryData, "ancillary-data", "descriptors or credentials were sent over the connection"),
     (Reason::Splice, "splice", "sendfile or splice wrote to the socket"),
     (Reason::Stdio, "stdio", "a stdio stream was opened on the socket"),
-    (Reason::EpollMode, "epoll-mode", "the socket is in an epoll set as one-shot, exclusive or nested"),
+    (Reason::EpollMode, "epoll-mode", "the socket is in a nested epoll set, or was in one before it was connected"),
     (Reason::OutOfBand, "out-of-band", "out-of-band data was used"),
     (Reason::SocketOption, "socket-option", "a socket option asked for what a ring cannot do"),
     (Reason::DescriptorTravels, "descriptor-travels", "the descriptor was sent to another process or kept over exec"),

@@ -5,8 +5,11 @@
 //! takes back what is unread and sends it through the kernel socket, before anything else ([`take_back`], [`flush`]). Nothing is lost and the order
 //! is kept, because the kernel socket carries nothing else meanwhile.
 //!
+//! Where the descriptor stays, and only the ring must go, the consumer asks for the end instead ([`ask_for_end`]): it reads on, and
+//! the producer ends the ring behind what is there. Nothing depends on an answer then: the bytes stay readable if none comes.
+//!
 //! Both sides store and then look: the consumer stores `consent`, fences, and waits for the producer's answer; the
-//! producer publishes bytes, fences (in [`crate::doorbell::rouse`]), and looks at `consent`. So a producer that wrote without
+//! producer publishes bytes, fences (in [`doorbell::rouse`]), and looks at `consent`. So a producer that wrote without
 //! seeing the recall sees it right after, and takes those bytes back too.
 
 #![allow(unsafe_code, reason = "lets the kernel read from the ring")]
@@ -14,41 +17,84 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
-use crate::layout::{CONSENT_REVOKED, STATE_KERNEL, STATE_RING};
+use crate::layout::{CONSENT_ENOUGH, CONSENT_REVOKED, STATE_KERNEL, STATE_RING};
 use crate::ledger::layout::{MODE_FINAL, MODE_RECALLED, MODE_RING, Slot};
 use crate::reason::Reason;
 use crate::ring::producer::Producer;
 use crate::segment::Segment;
-use crate::switchover;
+use crate::switchover::Arrival;
 use crate::sys::{self, Errno};
+use crate::{doorbell, switchover};
 
-/// Consumer, under the receiving lock: reads no more from the ring, now and for ever.
+/// Consumer, under the receiving lock: reads no more from the ring, now and for ever. Until the answer is there and the doorbells that came
+/// before it are taken ([`settle`]), the kernel's queue must not be read either. A consumer that has not come to the switch yet goes on
+/// to there first.
 pub fn revoke(slot: &Slot, segment: &Segment) {
     segment.rx().consent.store(CONSENT_REVOKED, SeqCst);
+    doorbell::withdraw(segment); // a doorbell that is rung from now on would find nobody to take it
     fence(SeqCst);
-    slot.rx_mode.store(MODE_FINAL, Release);
+    if slot.rx_mode.load(Relaxed) == MODE_RING || switchover::arrival(slot, segment) == Arrival::Ring {
+        slot.rx_mode.store(MODE_RECALLED, Release);
+    }
 }
 
-/// Consumer, after [`revoke`]: whether the producer has answered, so that nothing but its answer is in the kernel socket.
+/// Consumer, under the receiving lock, after [`revoke`]: takes the doorbells that were sent before the answer, if it is there. True if
+/// what the kernel has queued is the program's, or if the ring is read on after all, because the producer can send nothing any more.
+pub fn settle(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+    if slot.rx_mode.load(Relaxed) != MODE_RECALLED {
+        return true;
+    }
+    // A producer that shuts its direction down looks for a recall first, and then never again: it cannot send any more. Neither can a
+    // dead one. Asked before the answer is looked at: who has answered has done so before it ended.
+    let ends = sys::poll_now(fd, libc::POLLRDHUP).unwrap_or(0);
+    let hung_up = ends & libc::POLLHUP != 0 || (segment.rx().finished.load(Acquire) != 0 && ends & libc::POLLRDHUP != 0);
+    let answered = is_answered(segment);
+    // And one that had ended the ring by itself leaves the bytes before the end where they are; what is taken back is not.
+    let left = answered && segment.rx().tail.load(Acquire) != segment.rx().head.load(Relaxed);
+    if left || (hung_up && !answered) {
+        segment.rx().consent.store(CONSENT_ENOUGH, SeqCst);
+        slot.rx_mode.store(MODE_RING, Release);
+        return true;
+    }
+    while doorbell::take_doorbells(fd, slot, segment, doorbell::ALL) > 0 {}
+    if answered {
+        slot.rx_mode.store(MODE_FINAL, Release);
+    }
+    answered
+}
+
+/// Consumer, under the receiving lock: asks the producer to end the ring at its next operation, or never to begin one. A producer
+/// that has not moved by the time it sees this does not move any more, and nothing but the program's bytes is in the kernel's
+/// queue; one that has moved is read to the ring's end.
+pub fn ask_for_end(slot: &Slot, segment: &Segment) {
+    segment.rx().consent.store(CONSENT_ENOUGH, SeqCst);
+    fence(SeqCst);
+    if slot.rx_mode.load(Relaxed) != MODE_RING && segment.rx().state.load(Acquire) == STATE_KERNEL {
+        slot.rx_mode.store(MODE_FINAL, Release);
+    }
+}
+
+/// Consumer, after [`revoke`] or [`ask_for_end`]: whether the producer has answered, so that nothing but its answer is in the kernel socket.
 /// A producer that never moved into the ring has nothing to answer.
 #[must_use]
 pub fn is_answered(segment: &Segment) -> bool {
     segment.rx().state.load(Acquire) != STATE_RING
 }
 
-/// Consumer, after the answer: takes the doorbells that were sent before it. After this the kernel's queue holds the program's bytes only.
-pub fn take_last_doorbells(fd: i32, slot: &Slot, segment: &Segment) {
-    if segment.rx().state.load(Acquire) == STATE_KERNEL {
-        return;
-    }
-    let _ = crate::doorbell::drain(fd, slot, segment);
-}
-
-/// Producer: whether the consumer has revoked.
+/// Producer: whether the consumer has revoked, or asked for the end.
 #[inline]
 #[must_use]
 pub fn is_wanted(segment: &Segment) -> bool {
-    segment.tx().consent.load(Acquire) == CONSENT_REVOKED
+    matches!(segment.tx().consent.load(Acquire), CONSENT_REVOKED | CONSENT_ENOUGH)
+}
+
+/// Producer, under the sending lock, direction in the ring, no kernel send in progress: ends the ring behind what is there. Whoever
+/// waits in the kernel for the consumer must see that there is something.
+fn end_behind(fd: i32, slot: &Slot, segment: &Segment) {
+    if Producer::open(segment).is_ok_and(|producer| producer.unread() > 0) {
+        doorbell::poke(fd, slot, segment);
+    }
+    switchover::end_ring(fd, slot, segment, Reason::SocketOption);
 }
 
 /// Producer, under the sending lock, direction in the ring, no kernel send in progress: ends the ring where the consumer stopped
@@ -59,6 +105,8 @@ pub fn take_back(fd: i32, slot: &Slot, segment: &Segment) {
     slot.recalled_at.store(head, Relaxed);
     slot.recalled_left.store(unread, Relaxed);
     direction.tail.store(head, Relaxed);
+    // They go through the kernel after all, and are counted there.
+    slot.ring_tx_bytes.store(slot.ring_tx_bytes.load(Relaxed).saturating_sub(unread), Relaxed);
     switchover::end_ring(fd, slot, segment, Reason::DescriptorTravels);
     slot.tx_mode.store(MODE_RECALLED, Release);
 }
@@ -94,8 +142,13 @@ fn finish(slot: &Slot) -> bool {
 /// Producer, under the sending lock: does what a recall asks, if there is one. True if the direction is (now or before) on its way back
 /// and bytes still have to go.
 pub fn serve(fd: i32, slot: &Slot, segment: &Segment) -> bool {
-    if slot.tx_mode.load(Relaxed) == MODE_RING && is_wanted(segment) && slot.kernel_tx_inflight.load(Relaxed) == 0 {
-        take_back(fd, slot, segment);
+    let can_send = slot.tx_shutdown.load(Relaxed) == 0;
+    if can_send && slot.tx_mode.load(Relaxed) == MODE_RING && is_wanted(segment) && slot.kernel_tx_inflight.load(Relaxed) == 0 {
+        if segment.tx().consent.load(Acquire) == CONSENT_REVOKED {
+            take_back(fd, slot, segment);
+        } else {
+            end_behind(fd, slot, segment);
+        }
     }
     slot.tx_mode.load(Relaxed) == MODE_RECALLED && !flush(fd, slot, segment)
 }

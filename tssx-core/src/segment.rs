@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::layout::{
-    ASLEEP_WATCHER, CAPACITY_MAX, CAPACITY_MIN, DATA_OFFSET, DIRECTION_SIZE, DIRECTIONS_OFFSET, Direction, LINE, SEGMENT_MAGIC,
+    ASLEEP, CAPACITY_MAX, CAPACITY_MIN, DATA_OFFSET, DIRECTION_SIZE, DIRECTIONS_OFFSET, Direction, LINE, SEGMENT_MAGIC,
     SEGMENT_VERSION, SIDES_OFFSET, SegmentHeader, SideBlock, segment_size,
 };
 use crate::reason::Reason;
@@ -79,8 +79,8 @@ impl Segment {
         header.acceptor_inode.store(acceptor_inode, Relaxed);
         // A receiver may sleep in the kernel, in a call that began before there was a segment, and announces nothing: the
         // first bytes in either ring ring the doorbell.
-        segment.direction(0).asleep.store(ASLEEP_WATCHER, Relaxed);
-        segment.direction(1).asleep.store(ASLEEP_WATCHER, Relaxed);
+        segment.direction(0).asleep.store(ASLEEP, Relaxed);
+        segment.direction(1).asleep.store(ASLEEP, Relaxed);
         header.magic.store(SEGMENT_MAGIC, Release);
         Some(segment)
     }

@@ -18,8 +18,10 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::clock;
 use crate::doorbell;
-use crate::layout::{CONSENT_GIVEN, CONSENT_NONE, CONSENT_WANTED, STATE_ENDED, STATE_KERNEL, STATE_RING};
-use crate::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
+use crate::layout::{
+    CONSENT_ENOUGH, CONSENT_GIVEN, CONSENT_NONE, CONSENT_REVOKED, CONSENT_WANTED, STATE_ENDED, STATE_KERNEL, STATE_RING,
+};
+use crate::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RECALLED, MODE_RING, Slot};
 use crate::ledger::slots;
 use crate::ledger::view::LedgerView;
 use crate::reason::Reason;
@@ -147,7 +149,8 @@ pub(crate) fn enter_ring(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     let ready = direction.consent.load(Acquire) == CONSENT_GIVEN
         && slot.kernel_tx_inflight.load(Relaxed) == 0
         && segment.own_side().refused.load(Relaxed) == 0
-        && segment.peer_side().refused.load(Relaxed) == 0;
+        && segment.peer_side().refused.load(Relaxed) == 0
+        && !doorbell::reader_gone(segment);
     if !ready {
         return false;
     }
@@ -168,6 +171,13 @@ pub(crate) fn enter_ring(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     direction.state.store(STATE_RING, Release);
     slot.tx_mode.store(MODE_RING, Release);
     true
+}
+
+/// Whether the consumer has consented: then the producer may have moved, and kernel bytes must be told from doorbells.
+#[inline]
+#[must_use]
+pub fn has_consented(segment: &Segment) -> bool {
+    matches!(segment.rx().consent.load(Relaxed), CONSENT_GIVEN | CONSENT_ENOUGH | CONSENT_REVOKED)
 }
 
 /// Where the next byte for a consumer that has consented comes from.
@@ -191,7 +201,8 @@ pub fn arrival(slot: &Slot, segment: &Segment) -> Arrival {
     match segment.rx().switch_at.load(Relaxed).checked_sub(received) {
         None => Arrival::Corrupt,
         Some(0) => {
-            slot.rx_mode.store(MODE_RING, Release);
+            let revoked = segment.rx().consent.load(Relaxed) == CONSENT_REVOKED;
+            slot.rx_mode.store(if revoked { MODE_RECALLED } else { MODE_RING }, Release);
             Arrival::Ring
         }
         Some(left) => Arrival::Kernel(Some(left)),
@@ -233,7 +244,19 @@ pub fn try_resume(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     }
     // The doorbells were sent before the ring ended, so they are there, unless the peer lies or is gone; and no byte behind the
     // end is taken for one.
-    while doorbell::take_doorbells(fd, slot, segment) > 0 {}
+    while doorbell::take_doorbells(fd, slot, segment, doorbell::ALL) > 0 {}
     slot.rx_mode.store(MODE_FINAL, Release);
     true
+}
+
+/// Consumer, under the receiving lock: whether the kernel has queued bytes of the program's behind the ring's end.
+#[must_use]
+pub fn kernel_follows(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+    let direction = segment.rx();
+    if direction.state.load(Acquire) != STATE_ENDED {
+        return false;
+    }
+    let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
+    let before = direction.resume_at.load(Relaxed).saturating_sub(carried);
+    kernel::queued_bytes(fd).is_ok_and(|queued| queued > before)
 }

@@ -4,6 +4,8 @@
 //! `--cfg loom` the very same functions run on modelled atomics and a modelled socket (`models/`), in every
 //! interleaving that is allowed. In every other build the names below are the real things, at no cost.
 
+#![allow(unsafe_code, reason = "one instruction that the language has no name for")]
+
 #[cfg(not(loom))]
 mod real {
     pub(crate) use core::hint::spin_loop;
@@ -20,3 +22,32 @@ pub(crate) use crate::models::{
     atomics::{AtomicU32, AtomicU64, fence, spin_loop},
     kernel,
 };
+
+/// Moves a position from `from` to `to`, if it is still at `from`: false if a signal handler of this very thread has moved it.
+/// Release. Whoever holds the direction's lock is the only thread that moves it.
+#[inline]
+#[must_use]
+pub(crate) fn advance(position: &AtomicU64, from: u64, to: u64) -> bool {
+    #[cfg(all(not(loom), target_arch = "x86_64"))]
+    {
+        let found: u64;
+        // SAFETY: an aligned, live 64-bit cell. Without the lock prefix the instruction is one step for signal handlers, which
+        // is all that is asked for, and a plain store for other CPUs: Release on x86-64 (Intel SDM vol. 3, 10.2.2). The block
+        // may touch memory as far as the compiler knows, so what was written before stays before.
+        unsafe {
+            core::arch::asm!(
+                "cmpxchg qword ptr [{cell}], {to}",
+                cell = in(reg) position.as_ptr(),
+                to = in(reg) to,
+                inlateout("rax") from => found,
+                options(nostack)
+            );
+        }
+        found == from
+    }
+    #[cfg(not(all(not(loom), target_arch = "x86_64")))]
+    {
+        use core::sync::atomic::Ordering::{Relaxed, Release};
+        position.compare_exchange(from, to, Release, Relaxed).is_ok()
+    }
+}

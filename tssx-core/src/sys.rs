@@ -108,6 +108,24 @@ pub fn close(fd: c_int) {
     let _ = call(libc::SYS_close, [fd_arg(fd), 0, 0, 0, 0, 0]);
 }
 
+/// open(2) of a log: to append, made if it is new, never waiting, closed by exec.
+///
+/// # Errors
+/// As the man page; ENXIO for a FIFO that nobody reads.
+pub fn open_to_append(path: &CStr) -> Result<c_int> {
+    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let args = [flag_arg(libc::AT_FDCWD), path.as_ptr() as usize, flag_arg(flags), 0o644, 0, 0];
+    descriptor(call(libc::SYS_openat, args))
+}
+
+/// getcwd(2): the length of the path that is put into `room`, without its NUL.
+///
+/// # Errors
+/// As the man page; ERANGE where the room is too small.
+pub fn current_directory(room: &mut [u8]) -> Result<usize> {
+    call(libc::SYS_getcwd, [room.as_mut_ptr() as usize, room.len(), 0, 0, 0, 0]).map(|length| length.saturating_sub(1))
+}
+
 /// What of `struct stat` the transport uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileStatus {
@@ -247,6 +265,16 @@ pub fn setsockopt(fd: c_int, option: c_int, value: c_int) -> Result<()> {
     call(libc::SYS_setsockopt, args).map(drop)
 }
 
+/// setsockopt(2) of SO_RCVTIMEO or SO_SNDTIMEO.
+///
+/// # Errors
+/// As the man page.
+pub fn set_time_out(fd: c_int, option: c_int, limit: &libc::timeval) -> Result<()> {
+    let pointer = core::ptr::from_ref(limit) as usize;
+    let args = [fd_arg(fd), flag_arg(libc::SOL_SOCKET), flag_arg(option), pointer, size_of::<libc::timeval>(), 0];
+    call(libc::SYS_setsockopt, args).map(drop)
+}
+
 /// Types for which any bytes are a value.
 ///
 /// # Safety
@@ -258,6 +286,8 @@ unsafe impl Plain for c_int {}
 unsafe impl Plain for u64 {}
 // SAFETY: three integers.
 unsafe impl Plain for libc::ucred {}
+// SAFETY: two integers.
+unsafe impl Plain for libc::timeval {}
 
 /// sendto(2) without an address, never blocking and never raising SIGPIPE.
 ///
@@ -323,6 +353,15 @@ pub fn queued_bytes(fd: c_int) -> Result<u64> {
     Ok(u64::from(count.max(0).cast_unsigned()))
 }
 
+/// SIOCATMARK: whether the next byte in the receive queue was sent as out-of-band, see sockatmark(3).
+#[must_use]
+pub fn at_mark(fd: c_int) -> bool {
+    const SIOCATMARK: usize = 0x8905;
+    let mut mark: c_int = 0;
+    let asked = call(libc::SYS_ioctl, [fd_arg(fd), SIOCATMARK, core::ptr::from_mut(&mut mark) as usize, 0, 0, 0]);
+    asked.is_ok() && mark != 0
+}
+
 /// poll(2) of one descriptor without waiting: its `revents`.
 ///
 /// # Errors
@@ -356,6 +395,50 @@ pub fn getpid() -> u32 {
 #[must_use]
 pub fn process_exists(pid: u32) -> bool {
     call(libc::SYS_kill, [pid as usize, 0, 0, 0, 0, 0]) != Err(Errno(libc::ESRCH))
+}
+
+/// Whether the calling thread runs on its alternative signal stack (sigaltstack(2), SS_ONSTACK).
+#[must_use]
+pub fn on_signal_stack() -> bool {
+    let mut stack = libc::stack_t { ss_sp: core::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+    let asked = call(libc::SYS_sigaltstack, [0, core::ptr::from_mut(&mut stack) as usize, 0, 0, 0, 0]);
+    asked.is_ok() && stack.ss_flags & libc::SS_ONSTACK != 0
+}
+
+/// Asks the kernel for the pages of a range of user memory, as an access would (madvise(2), MADV_POPULATE_READ and _WRITE,
+/// Linux 5.14). The pages stay as they are.
+///
+/// # Errors
+/// EINVAL on older kernels; any other error: not all of it can be accessed.
+pub fn populate(address: usize, length: usize, write: bool) -> Result<()> {
+    /// linux/mman.h
+    const POPULATE_READ: usize = 22;
+    const POPULATE_WRITE: usize = 23;
+    let advice = if write { POPULATE_WRITE } else { POPULATE_READ };
+    call(libc::SYS_madvise, [address, length, advice, 0, 0, 0]).map(drop)
+}
+
+/// Whether one byte of our own memory can be read: process_vm_readv(2) on ourselves, which answers EFAULT instead of a signal.
+#[must_use]
+pub fn is_readable(address: usize) -> bool {
+    let mut byte = 0_u8;
+    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let remote = libc::iovec { iov_base: core::ptr::with_exposed_provenance_mut(address), iov_len: 1 };
+    let (local, remote) = (core::ptr::from_ref(&local) as usize, core::ptr::from_ref(&remote) as usize);
+    // A filter may forbid the call: then nobody can say, and the caller is believed.
+    call(libc::SYS_process_vm_readv, [getpid() as usize, local, 1, remote, 1, 0]) != Err(Errno(libc::EFAULT))
+}
+
+/// munmap(2), mprotect(2) and mremap(2) as the program calls them; `number` says which.
+///
+/// # Errors
+/// As the man page.
+///
+/// # Safety
+/// As the man page.
+pub unsafe fn change_mapping(number: libc::c_long, arguments: [usize; 5]) -> Result<usize> {
+    let [a, b, c, d, e] = arguments;
+    call(number, [a, b, c, d, e, 0])
 }
 
 /// sched_yield(2).

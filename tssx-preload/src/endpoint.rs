@@ -17,15 +17,18 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
-use tssx_core::ledger::layout::{ROLE_ACCEPTOR, Slot};
+use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, ROLE_ACCEPTOR, Slot};
 use tssx_core::ledger::slots;
-use tssx_core::lock::{self, Guard};
 use tssx_core::segment::{Segment, Side};
+use tssx_core::switchover::{self, Arrival};
 use tssx_core::upgrade::Schedule;
 use tssx_core::{doorbell, ring::producer::Producer};
 
 use crate::memory::{Pool, Pooled, ZeroInit};
+use crate::process::held::{self, Held, Kind};
+use crate::process::log;
 use crate::readiness::interest::Watchers;
+use crate::socket::copying::Job;
 use crate::socket::wait::SpinBudget;
 use crate::{fd_table, init, process};
 
@@ -44,10 +47,21 @@ pub(crate) struct Endpoint {
     pins: AtomicU32,
     /// 1 once the process has given up its share because it ends.
     left: AtomicU32,
-    /// When the kernel last said that the peer lives, in ticks.
+    /// The copy into the ring that the holder of the sending lock is in the middle of: see `socket/copying.rs`.
+    pub(crate) job: AtomicPtr<Job<'static>>,
+    /// When the peer was last known to live, in ticks.
     pub(crate) last_alive: AtomicU64,
+    /// How far the peer had read when we last wrote, and when that was, in ticks.
+    pub(crate) last_head: AtomicU64,
+    pub(crate) last_write: AtomicU64,
     /// When poll or select asked the kernel about this socket last, in ticks.
     pub(crate) asked: AtomicU64,
+    /// Sends that found less room than they wanted: what follows is news for whoever waits for the edge.
+    pub(crate) refusals: AtomicU64,
+    /// 1 once the program has shut the receiving direction down.
+    pub(crate) deaf: AtomicU32,
+    /// A descriptor (plus one) that keeps the kernel's socket while calls go on whose descriptor was closed.
+    spare: AtomicU32,
     /// How long waiting for the ring pays.
     pub(crate) spin: SpinBudget,
     /// The upgrade's schedule.
@@ -73,7 +87,7 @@ pub(crate) struct Locked {
     pub(crate) endpoint: &'static Endpoint,
     pub(crate) slot: &'static Slot,
     pub(crate) segment: Option<Segment>,
-    _guard: Guard<'static>,
+    held: Held,
 }
 
 /// Which of the two locks.
@@ -93,11 +107,10 @@ pub(crate) fn lock_stream(fd: c_int, way: Way) -> Option<Locked> {
         let Some(slot) = endpoint.slot() else {
             continue; // being closed by another thread: its entry is cleared by now
         };
-        let word = if way == Way::Tx { &slot.tx_lock } else { &slot.rx_lock };
-        let guard = lock::acquire(word, process::pid());
+        let held = endpoint.lock(slot, way);
         let same = fd_table::stream(fd).is_some_and(|again| core::ptr::eq(again, endpoint));
         if same && endpoint.slot.load(Relaxed).cast_const() == core::ptr::from_ref(slot) {
-            return Some(Locked { endpoint, slot, segment: endpoint.segment(slot), _guard: guard });
+            return Some(Locked { endpoint, slot, segment: endpoint.segment(slot), held });
         }
     }
 }
@@ -107,6 +120,13 @@ pub(crate) struct Pin {
     endpoint: &'static Endpoint,
 }
 
+impl Pin {
+    /// The endpoint that is kept.
+    pub(crate) fn endpoint(&self) -> &'static Endpoint {
+        self.endpoint
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         self.endpoint.unpin();
@@ -114,6 +134,11 @@ impl Drop for Pin {
 }
 
 impl Locked {
+    /// Whether this is a signal handler inside a section of the same thread.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.held.is_nested()
+    }
+
     /// Pins the endpoint, for use after the lock is released.
     pub(crate) fn pin(&self) -> Pin {
         self.endpoint.pins.fetch_add(1, Relaxed);
@@ -135,11 +160,15 @@ impl Endpoint {
             slot.cookie.store(cookie, Relaxed);
         }
         endpoint.segment.store(core::ptr::null_mut(), Relaxed);
+        endpoint.job.store(core::ptr::null_mut(), Relaxed);
         endpoint.descriptors.store(0, Relaxed);
         endpoint.pins.store(1, Relaxed);
         endpoint.left.store(0, Relaxed);
-        endpoint.last_alive.store(0, Relaxed);
-        endpoint.asked.store(0, Relaxed);
+        endpoint.deaf.store(0, Relaxed);
+        endpoint.spare.store(0, Relaxed);
+        for moment in [&endpoint.last_alive, &endpoint.last_head, &endpoint.last_write, &endpoint.asked, &endpoint.refusals] {
+            moment.store(0, Relaxed);
+        }
         endpoint.spin.reset();
         endpoint.schedule.reset();
         endpoint.watchers.reset();
@@ -149,6 +178,19 @@ impl Endpoint {
             return None;
         }
         Some(endpoint)
+    }
+
+    /// Takes a direction's lock.
+    #[inline]
+    pub(crate) fn lock(&'static self, slot: &'static Slot, way: Way) -> Held {
+        let held = match way {
+            Way::Tx => held::acquire(&slot.tx_lock, Kind::Tx),
+            Way::Rx => held::acquire(&slot.rx_lock, Kind::Rx),
+        };
+        if way == Way::Tx && !held.is_nested() {
+            self.job.store(core::ptr::null_mut(), Relaxed); // of a section that was left by a jump
+        }
+        held
     }
 
     /// The slot, unless the endpoint is free.
@@ -198,51 +240,83 @@ impl Endpoint {
             return false;
         }
         if let Some(slot) = self.slot() {
-            let _rx = lock::acquire(&slot.rx_lock, process::pid());
-            let _tx = lock::acquire(&slot.tx_lock, process::pid());
-            if let Some(fd) = fd.filter(|_| slot.holders.load(Relaxed) == 1) {
+            let _rx = self.lock(slot, Way::Rx);
+            let _tx = self.lock(slot, Way::Tx);
+            if self.pins.load(Acquire) > 1 {
+                // Calls go on in other threads, and the kernel's would keep the file: so do we, for as long as they last.
+                fd.into_iter().for_each(|fd| self.keep_socket(fd));
+            } else if let Some(fd) = fd.filter(|_| slot.holders.load(Relaxed) == 1) {
                 self.prepare_close(fd, slot);
             }
         }
         true
     }
 
-    /// Unread doorbells would make the kernel tell the peer ECONNRESET, as for unread data; unread data in the ring must do so.
-    fn prepare_close(&self, fd: c_int, slot: &Slot) {
-        let Some(segment) = self.segment(slot) else { return };
-        let in_ring = slot.rx_mode.load(Relaxed) == tssx_core::ledger::layout::MODE_RING;
-        if in_ring && doorbell::outstanding(slot, &segment) {
-            doorbell::take_doorbells(fd, slot, &segment);
+    fn keep_socket(&'static self, fd: c_int) {
+        /// Out of the way of programs that count on low numbers.
+        const LOWEST: usize = 200;
+        if let Ok(spare) = tssx_core::sys::fcntl(fd, libc::F_DUPFD_CLOEXEC, LOWEST) {
+            let previous = fd_table::set(spare, Some(fd_table::Entry::Stream(self))).ok().flatten();
+            process::descriptors::retire(spare, previous, process::descriptors::Cause::Stale);
+            self.spare.store(spare.cast_unsigned() + 1, Release);
         }
     }
 
-    /// After the last descriptor was closed: tells the peer, and gives everything back once nobody is asleep on it.
-    pub(crate) fn let_go(&'static self) {
-        if let Some(slot) = self.slot()
-            && let Some(segment) = self.segment(slot).filter(|_| slot.holders.load(Relaxed) == 1)
-        {
-            doorbell::say_finished(&segment);
-            doorbell::say_gone(&segment, true);
+    /// A descriptor that leads to the socket although the one of a call in progress was closed: a duplicate, or ours.
+    pub(crate) fn other_descriptor(&self) -> Option<c_int> {
+        self.spare.load(Acquire).checked_sub(1).map(u32::cast_signed).or_else(|| fd_table::find_stream(self))
+    }
+
+    /// Unread doorbells would make the kernel tell the peer ECONNRESET, as for unread data; unread data in the ring must do so.
+    fn prepare_close(&self, fd: c_int, slot: &Slot) {
+        let Some(segment) = self.segment(slot) else { return };
+        let mode = slot.rx_mode.load(Relaxed);
+        if mode == MODE_KERNEL && matches!(switchover::safe_bytes(fd, slot, &segment), (Arrival::Kernel(_), 1..)) {
+            doorbell::say_unread(&segment);
         }
+        let in_ring = slot.rx_mode.load(Relaxed) == MODE_RING;
+        if in_ring && doorbell::outstanding(slot, &segment) {
+            doorbell::take_doorbells(fd, slot, &segment, doorbell::ALL);
+        }
+    }
+
+    /// After the last descriptor was closed: gives everything back once nobody is asleep on it.
+    pub(crate) fn let_go(&'static self) {
         self.watchers.forget(self);
         self.unpin();
     }
 
-    fn unpin(&'static self) {
+    /// The end is let go: tells the peer, if nobody else of the family holds it. A thread that is asleep in a call keeps the connection
+    /// open, as it keeps the kernel's file.
+    fn say_goodbye(slot: &Slot, segment: &Segment) {
+        if slot.holders.load(Relaxed) == 1 {
+            doorbell::say_finished(segment);
+            doorbell::say_gone(segment, true);
+        }
+    }
+
+    pub(crate) fn unpin(&'static self) {
         if self.pins.fetch_sub(1, AcqRel) != 1 {
             return;
         }
         if let Some(slot) = self.slot() {
+            if let Some(spare) = self.spare.swap(0, AcqRel).checked_sub(1).map(u32::cast_signed) {
+                let _ = fd_table::set(spare, None);
+                self.prepare_close(spare, slot);
+                tssx_core::sys::close(spare);
+            }
             let segment = self.segment(slot);
             self.slot.store(core::ptr::null_mut(), Release);
             self.segment.store(core::ptr::null_mut(), Release);
             let share = self.left.load(Relaxed) == 0;
             if let Some(segment) = segment {
+                Self::say_goodbye(slot, &segment);
                 segment.own_side().holders.fetch_sub(u32::from(share), Relaxed);
                 // SAFETY: no descriptor leads here, both locks were free after that, and the last pin is ours.
                 unsafe { segment.unmap() };
             }
             if let Some(ledger) = init::ledger().filter(|_| share) {
+                log::say_if_never_decided(slot);
                 slots::release(ledger, slot);
             }
         }
@@ -262,6 +336,7 @@ impl Endpoint {
         if let Some(segment) = self.segment(slot) {
             segment.own_side().holders.fetch_sub(1, Relaxed);
         }
+        log::say_if_never_decided(slot);
         slots::release(ledger, slot);
     }
 

@@ -121,6 +121,17 @@ pub(crate) fn epoll(fd: c_int) -> Option<&'static EpollSet> {
     }
 }
 
+/// The lowest descriptor that leads to the endpoint.
+pub(crate) fn find_stream(endpoint: &Endpoint) -> Option<c_int> {
+    let mut found = None;
+    for_each(0, u32::MAX, |fd, entry| {
+        if matches!(entry, Entry::Stream(other) if core::ptr::eq(other, endpoint)) {
+            found = found.or(Some(fd));
+        }
+    });
+    found
+}
+
 /// Makes (`Some`) or clears (`None`) an entry; returns the one that was there. `Err` when there is no memory for a chunk or
 /// the number is beyond the table: the descriptor is then none of ours.
 pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> {

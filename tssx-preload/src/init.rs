@@ -15,7 +15,7 @@ use tssx_core::ledger::view::LedgerView;
 use tssx_core::sys;
 
 use crate::policy::{Policy, PolicyCell};
-use crate::process;
+use crate::process::{self, log};
 
 const NEW: u32 = 0;
 const RUNNING: u32 = 1;
@@ -95,10 +95,11 @@ fn configure() -> bool {
     let Some(text) = variable(c"USE_TSSX") else {
         return false;
     };
+    variable(c"TSSX_LOG").into_iter().for_each(log::start);
     // SAFETY: only the one thread that moved STATE to RUNNING comes here, and readers wait for ACTIVE.
     let policy = unsafe { POLICY.get_mut() };
     if let Err(error) = policy.parse(text) {
-        sys::write_stderr(error.message());
+        complain(&[error.message()]);
         return false;
     }
     let numbers = [(c"TSSX_UPGRADE_AFTER", &THRESHOLD, u64::MAX / 16), (c"TSSX_SPIN_US", &SPIN, SPIN_US_MAX)];
@@ -107,9 +108,7 @@ fn configure() -> bool {
             None => {}
             Some(Some(value)) if value <= most => cell.store(value, Relaxed),
             Some(_) => {
-                sys::write_stderr(b"tssx: ");
-                sys::write_stderr(name.to_bytes());
-                sys::write_stderr(b" is not a number in its range; the library stays out of the way\n");
+                complain(&[b"tssx: ", name.to_bytes(), b" is not a number in its range; the library stays out of the way\n"]);
                 return false;
             }
         }
@@ -118,6 +117,12 @@ fn configure() -> bool {
         SPIN.store(0, Relaxed); // the peer cannot run while we spin
     }
     !policy.is_empty()
+}
+
+/// Tells of a variable that cannot be used, on standard error and in the log.
+fn complain(parts: &[&[u8]]) {
+    parts.iter().for_each(|part| sys::write_stderr(part));
+    log::say_complaint(parts);
 }
 
 fn number(text: &[u8]) -> Option<u64> {

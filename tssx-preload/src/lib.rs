@@ -25,6 +25,7 @@ mod process;
 mod readiness;
 mod socket;
 mod user_buf;
+mod user_memory;
 
 /// There is nothing to unwind to in somebody else's process; every indexing in this library goes through `get`.
 #[panic_handler]

@@ -3,11 +3,12 @@
 
 #![allow(unsafe_code, reason = "hands out zeroed mappings as objects")]
 
-use core::sync::atomic::AtomicPtr;
-use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU64};
 
 use tssx_core::sys;
+
+use crate::process::held::{self, Kind};
 
 /// Types for which all-zero bytes are a valid start, and whose fields are atomics, so that shared references suffice.
 ///
@@ -31,7 +32,7 @@ fn allocate_many<T: ZeroInit>(count: usize) -> Option<*const T> {
 /// Objects of one type that are used, given back and used again, and never unmapped: a stale pointer to one still
 /// leads to one. A lock keeps the free list; it is never taken on a data path.
 pub(crate) struct Pool<T> {
-    lock: AtomicU32,
+    lock: AtomicU64,
     free: AtomicPtr<T>,
 }
 
@@ -48,12 +49,15 @@ const BATCH: usize = 64;
 
 impl<T: Pooled> Pool<T> {
     pub(crate) const fn new() -> Self {
-        Self { lock: AtomicU32::new(0), free: AtomicPtr::new(core::ptr::null_mut()) }
+        Self { lock: AtomicU64::new(0), free: AtomicPtr::new(core::ptr::null_mut()) }
     }
 
     /// An object, used or new; its content is what its last user left.
-    pub(crate) fn take(&self) -> Option<&'static T> {
-        let _guard = tssx_core::lock::acquire(&self.lock, crate::process::pid());
+    pub(crate) fn take(&'static self) -> Option<&'static T> {
+        let guard = held::acquire(&self.lock, Kind::Other);
+        if guard.is_nested() {
+            return None; // a signal handler, and the list is in somebody's hands
+        }
         if self.free.load(Relaxed).is_null() {
             self.grow()?;
         }
@@ -65,9 +69,12 @@ impl<T: Pooled> Pool<T> {
     }
 
     /// Gives an object back.
-    pub(crate) fn give(&self, object: &'static T) {
-        let _guard = tssx_core::lock::acquire(&self.lock, crate::process::pid());
-        self.push(object);
+    pub(crate) fn give(&'static self, object: &'static T) {
+        let guard = held::acquire(&self.lock, Kind::Other);
+        // In a signal handler, with the list in somebody's hands: one object less.
+        if !guard.is_nested() {
+            self.push(object);
+        }
     }
 
     /// In a forked child: whoever held the lock does not exist here.

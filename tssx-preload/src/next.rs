@@ -138,10 +138,28 @@ next! {
     fexecve = FEXECVE(fd: c_int, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, -1;
     execveat = EXECVEAT(folder: c_int, path: *const c_char, arguments: *const *const c_char, environment: *const *const c_char, flags: c_int) -> c_int, -1;
 
+    _pthread_cleanup_push = CLEANUP_PUSH(buffer: *mut crate::socket::abandon::CleanupBuffer, routine: unsafe extern "C" fn(*mut c_void), argument: *mut c_void) -> (), ();
+    _pthread_cleanup_pop = CLEANUP_POP(buffer: *mut crate::socket::abandon::CleanupBuffer, execute: c_int) -> (), ();
+    pthread_testcancel = TESTCANCEL() -> (), ();
+    longjmp = LONGJMP(environment: *mut c_void, value: c_int) -> (), ();
+    _longjmp = BSD_LONGJMP(environment: *mut c_void, value: c_int) -> (), ();
+    siglongjmp = SIGLONGJMP(environment: *mut c_void, value: c_int) -> (), ();
+    __longjmp_chk = LONGJMP_CHK(environment: *mut c_void, value: c_int) -> (), ();
+
     fork = FORK() -> pid_t, -1;
     _Fork = RAW_FORK() -> pid_t, -1;
     daemon = DAEMON(nochdir: c_int, noclose: c_int) -> c_int, -1;
     fopencookie = FOPENCOOKIE(cookie: *mut c_void, mode: *const c_char, functions: crate::abi::stdio::CookieFunctions) -> *mut libc::FILE, core::ptr::null_mut();
+    fclose = FCLOSE(stream: *mut libc::FILE) -> c_int, libc::EOF;
+    freopen = FREOPEN(path: *const c_char, mode: *const c_char, stream: *mut libc::FILE) -> *mut libc::FILE, core::ptr::null_mut();
+    aio_read = AIO_READ(control: *mut c_void) -> c_int, -1;
+    aio_write = AIO_WRITE(control: *mut c_void) -> c_int, -1;
+    lio_listio = LIO_LISTIO(mode: c_int, list: *const *mut c_void, count: c_int, event: *mut c_void) -> c_int, -1;
+    pidfd_getfd = PIDFD_GETFD(pidfd: c_int, fd: c_int, flags: c_uint) -> c_int, -1;
+    posix_spawn_file_actions_adddup2 = SPAWN_ADDDUP2(actions: *mut c_void, fd: c_int, target: c_int) -> c_int, libc::ENOSYS;
+    backtrace_symbols_fd = BACKTRACE(buffer: *const *mut c_void, count: c_int, fd: c_int) -> (), ();
+    forkpty = FORKPTY(master: *mut c_int, name: *mut c_char, settings: *const c_void, size: *const c_void) -> pid_t, -1;
+    login_tty = LOGIN_TTY(fd: c_int) -> c_int, -1;
     fdopen = FDOPEN(fd: c_int, mode: *const c_char) -> *mut libc::FILE, core::ptr::null_mut();
 }
 

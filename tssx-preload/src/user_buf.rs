@@ -7,13 +7,10 @@ use core::ffi::c_void;
 use libc::iovec;
 
 use crate::errno::{Errno, Result};
+use crate::user_memory::{self, Access};
 
 /// UIO_MAXIOV: more parts the kernel refuses.
-const PARTS_MAX: usize = 1024;
-/// Addresses below are never mapped (vm.mmap_min_addr); a null pointer with an offset ends up here.
-const LOWEST_ADDRESS: usize = 4096;
-/// First address that is not user space on x86-64 and arm64 with 47 or 48 bits.
-const HIGHEST_ADDRESS: usize = 1 << 48;
+pub(crate) const PARTS_MAX: usize = 1024;
 /// MAX_RW_COUNT: the most one call moves, see read(2).
 const BYTES_MAX: usize = 0x7fff_f000;
 
@@ -33,7 +30,8 @@ impl<'a> Parts<'a> {
     /// Wraps a list that was checked or made by us.
     ///
     /// # Errors
-    /// EFAULT for an address that no program has, EINVAL for lengths that overflow, as the kernel's import_iovec.
+    /// EFAULT for an address that no program has, EINVAL for lengths that overflow, as the kernel's import_iovec. Whether there
+    /// is memory at an address is asked when it is copied: [`Self::accessible`].
     pub(crate) fn new(parts: &'a [iovec]) -> Result<Self> {
         let mut total = 0_usize;
         for part in parts {
@@ -42,7 +40,7 @@ impl<'a> Parts<'a> {
                 return Err(Errno(libc::EINVAL));
             }
             let end = address.checked_add(part.iov_len).ok_or(Errno(libc::EFAULT))?;
-            if part.iov_len > 0 && (address < LOWEST_ADDRESS || end > HIGHEST_ADDRESS) {
+            if user_memory::is_beyond(end) {
                 return Err(Errno(libc::EFAULT));
             }
             total = total.saturating_add(part.iov_len);
@@ -56,7 +54,7 @@ impl<'a> Parts<'a> {
     /// As [`Self::new`]; EINVAL for too many parts.
     ///
     /// # Safety
-    /// `parts` must be readable for `count` elements if it is an address that a program can have.
+    /// `parts` must be readable for `count` elements if there is memory.
     pub(crate) unsafe fn from_raw(parts: *const iovec, count: usize) -> Result<Self> {
         if count > PARTS_MAX {
             return Err(Errno(libc::EINVAL));
@@ -64,7 +62,7 @@ impl<'a> Parts<'a> {
         if count == 0 {
             return Self::new(&[]);
         }
-        if (parts as usize) < LOWEST_ADDRESS || !parts.is_aligned() {
+        if !user_memory::is_accessible(parts.addr(), count * size_of::<iovec>(), Access::Read) || !parts.is_aligned() {
             return Err(Errno(libc::EFAULT));
         }
         // SAFETY: the caller's promise, as for the libc function that was called.
@@ -74,6 +72,11 @@ impl<'a> Parts<'a> {
     /// Bytes in all parts together.
     pub(crate) fn total(&self) -> usize {
         self.total
+    }
+
+    /// How many of the bytes from byte `from` on, of `limit` at most, can be accessed before the first that cannot.
+    pub(crate) fn accessible(&self, from: usize, limit: usize, access: Access) -> usize {
+        self.walk(from, limit, |address, length| user_memory::accessible(address.addr(), length, access))
     }
 
     /// Calls `copy` with each piece of memory from byte `from` on, until it moves fewer bytes than it was given or `limit` bytes

@@ -10,7 +10,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 /// First eight bytes of a ledger: "TSSXLDG1" in memory order.
 pub const LEDGER_MAGIC: u64 = u64::from_le_bytes(*b"TSSXLDG1");
 /// Layout version; a reader refuses any other.
-pub const LEDGER_VERSION: u32 = 1;
+pub const LEDGER_VERSION: u32 = 2;
 
 /// Bytes of the header, and offset of the path table.
 pub const HEADER_SIZE: usize = 4096;
@@ -123,8 +123,8 @@ pub struct Slot {
     pub pid: AtomicU32,
     /// Processes of the family that hold the descriptor.
     pub holders: AtomicU32,
-    /// Process that holds the lock of the sending direction, 0 = nobody; see [`crate::lock`].
-    pub tx_lock: AtomicU32,
+    /// Kernel sends in progress now; a switch waits for 0.
+    pub kernel_tx_inflight: AtomicU32,
     /// `SO_COOKIE` of this end's socket; equals UNIX_DIAG's and `bpf_get_socket_cookie`'s. 0 = not known.
     pub cookie: AtomicU64,
     /// Inode of this end's socket (`st_ino` of `fstat(2)`).
@@ -144,14 +144,12 @@ pub struct Slot {
     pub kernel_rx_bytes: AtomicU64,
     /// Operations that received through the kernel socket.
     pub kernel_rx_calls: AtomicU64,
-    /// Kernel sends in progress now; a switch waits for 0.
-    pub kernel_tx_inflight: AtomicU32,
     /// Kernel receives in progress now.
     pub kernel_rx_inflight: AtomicU32,
     /// Attempts to upgrade made so far.
     pub attempts: AtomicU32,
-    /// Process that holds the lock of the receiving direction, 0 = nobody.
-    pub rx_lock: AtomicU32,
+    /// Thread that holds the lock of the receiving direction, 0 = nobody; see [`crate::lock`].
+    pub rx_lock: AtomicU64,
 
     /// Program bytes written to a ring.
     pub ring_tx_bytes: AtomicU64,
@@ -184,20 +182,20 @@ pub struct Slot {
     pub rx_waiters: AtomicU32,
     /// Comparisons of both ends' byte counts that failed.
     pub disagreements: AtomicU32,
-    /// 1 once a reset by the peer was reported to the program, which happens once (unix(7)).
+    /// 1 once a reset by the peer was reported to the program, which happens once (unix(7)); 2 while the report is owed.
     pub reset_reported: AtomicU32,
     /// Most bytes that this end may leave unread in the ring; derived from `SO_SNDBUF`.
     pub tx_limit: AtomicU32,
     /// 1 once the program has shut the sending direction down.
     pub tx_shutdown: AtomicU32,
-    /// Reserved; zero.
-    pub reserved0: AtomicU32,
+    /// `SO_RCVLOWAT`: bytes a blocking receive waits for, at least 1; 0 until known.
+    pub rx_lowat: AtomicU32,
     /// Ring position of the next byte that goes back through the kernel socket (`MODE_RECALLED`).
     pub recalled_at: AtomicU64,
     /// Bytes that still have to go back.
     pub recalled_left: AtomicU64,
-    /// Reserved; zero.
-    pub reserved: AtomicU64,
+    /// Thread that holds the lock of the sending direction, 0 = nobody.
+    pub tx_lock: AtomicU64,
 }
 
 #[cfg(not(loom))]
@@ -218,12 +216,13 @@ const _: () = {
     assert!(offset_of!(Slot, peer_inode) == 48);
     assert!(offset_of!(Slot, sndbuf) == 56);
     assert!(offset_of!(Slot, kernel_tx_bytes) == 64);
-    assert!(offset_of!(Slot, kernel_tx_inflight) == 96);
+    assert!(offset_of!(Slot, kernel_rx_inflight) == 96);
     assert!(offset_of!(Slot, ring_tx_bytes) == 112);
     assert!(offset_of!(Slot, doorbell_tx_bytes) == 144);
     assert!(offset_of!(Slot, sleeps) == 176);
     assert!(offset_of!(Slot, tx_mode) == 200);
     assert!(offset_of!(Slot, tx_shutdown) == 224);
     assert!(offset_of!(Slot, recalled_at) == 232);
-    assert!(offset_of!(Slot, reserved) == 248);
+    assert!(offset_of!(Slot, rx_lock) == 104);
+    assert!(offset_of!(Slot, tx_lock) == 248);
 };

@@ -141,9 +141,9 @@ fn fill(slot: &Slot, path: u32, role: u32, pid: u32) {
     for counter in counters {
         counter.store(0, Relaxed);
     }
+    slot.tx_lock.store(0, Relaxed);
+    slot.rx_lock.store(0, Relaxed);
     let states = [
-        &slot.tx_lock,
-        &slot.rx_lock,
         &slot.sndbuf,
         &slot.nonblocking,
         &slot.kernel_tx_inflight,
@@ -154,6 +154,7 @@ fn fill(slot: &Slot, path: u32, role: u32, pid: u32) {
         &slot.reset_reported,
         &slot.tx_limit,
         &slot.tx_shutdown,
+        &slot.rx_lowat,
     ];
     for state in states {
         state.store(0, Relaxed);
@@ -173,14 +174,16 @@ pub fn mark_upgraded(ledger: &LedgerView, slot: &Slot) {
     }
 }
 
-/// Notes why the connection is (from now on) on the kernel socket; the first final reason stays.
-pub fn mark_plain(ledger: &LedgerView, slot: &Slot, reason: Reason) {
+/// Notes why the connection is (from now on) on the kernel socket; the first final reason stays. Returns whether this is it.
+pub fn mark_plain(ledger: &LedgerView, slot: &Slot, reason: Reason) -> bool {
     let state = slot.state.load(Acquire);
     let open = state == SLOT_SELECTED || state == SLOT_UPGRADED;
-    if open && slot.state.compare_exchange(state, SLOT_PLAIN, AcqRel, Relaxed).is_ok() {
+    let first = open && slot.state.compare_exchange(state, SLOT_PLAIN, AcqRel, Relaxed).is_ok();
+    if first {
         slot.reason.store(reason as u32, Relaxed);
         count_reason(ledger, slot, reason as u32);
     }
+    first
 }
 
 /// One process of the family lets go of the slot. The last one closes it: a connection that never decided is counted under

@@ -15,7 +15,7 @@ use loom::thread;
 use super::kernel::{self, JUNK};
 use super::support::{explore, relaxed_if};
 use super::world::World;
-use crate::layout::{ASLEEP_EATER, CONSENT_GIVEN};
+use crate::layout::CONSENT_GIVEN;
 use crate::ledger::layout::MODE_RING;
 use crate::ring::consumer::Consumer;
 use crate::ring::producer::Producer;
@@ -50,7 +50,7 @@ fn send_through_kernel(world: &World, byte: u8, flaw: Flaw) {
 }
 
 /// receive.rs, `through_kernel`: one byte, blocking, then the comparison.
-fn receive_through_kernel(world: &World, pid: u32, guard: lock::Guard<'_>, flaw: Flaw) -> u8 {
+fn receive_through_kernel(world: &World, pid: u64, guard: lock::Guard<'_>, flaw: Flaw) -> u8 {
     let slot = &world.rx;
     let marked = flaw != Flaw::ReceivesUnmarked;
     slot.kernel_rx_inflight.fetch_add(u32::from(marked), Relaxed);
@@ -112,7 +112,7 @@ fn send(world: &World, byte: u8, flaw: Flaw) {
     let mut producer = Producer::open(&segment).expect("sane");
     // SAFETY: one live byte.
     assert_eq!(unsafe { producer.copy_in(&raw const byte, 1) }, 1);
-    relaxed_if(flaw == Flaw::SwitchRelaxed, || producer.publish());
+    assert!(relaxed_if(flaw == Flaw::SwitchRelaxed, || producer.publish()));
     doorbell::rouse(0, slot, &segment).expect("alive");
 }
 
@@ -148,18 +148,23 @@ fn cross(world: &World, guard: lock::Guard<'_>, flaw: Flaw) -> Option<u8> {
 /// receive.rs, `from_ring` and `sleep` of the only reader.
 fn from_ring(world: &World, guard: lock::Guard<'_>) -> Option<u8> {
     let segment = world.consuming();
+    let stale = doorbell::stale(&world.rx, &segment);
     let mut consumer = Consumer::open(&segment).expect("sane");
     let mut byte = 0;
     // SAFETY: one live byte.
     if unsafe { consumer.copy_out(&raw mut byte, 1) } == 1 {
-        consumer.publish();
+        assert!(consumer.publish().is_some());
         return Some(byte);
     }
-    doorbell::announce(&segment, ASLEEP_EATER);
+    if stale > 0 {
+        doorbell::drain(0, &world.rx, &segment, stale);
+    }
+    doorbell::announce(&segment);
     if Consumer::open(&segment).expect("sane").available() == 0 {
         drop(guard);
-        assert_eq!(kernel::receive_one(false), JUNK, "a doorbell is expected, the program's byte is lost");
-        world.rx.doorbell_rx_bytes.fetch_add(1, Relaxed);
+        assert_eq!(kernel::receive_one(true), JUNK, "a doorbell is expected, the program's byte would be lost");
+        // A doorbell that is not counted yet must not keep loom here for ever.
+        kernel::yield_now();
     }
     None
 }

@@ -43,11 +43,11 @@ impl Guarded {
     }
 }
 
-fn hold(world: &World, guarded: &Guarded, pid: u32, flaw: Flaw) {
+fn hold(world: &World, guarded: &Guarded, pid: u64, flaw: Flaw) {
     let word = &world.tx.tx_lock;
     if flaw == Flaw::TakenOverByStore {
         let owner = word.load(Relaxed);
-        if owner != 0 && !super::kernel::process_exists(owner) {
+        if owner != 0 && !super::kernel::process_exists(u32::try_from(owner).expect("no thread in the word")) {
             word.store(0, Release);
         }
     }
@@ -80,7 +80,7 @@ fn two_holders(flaw: Flaw) {
 
 /// Takes the lock and dies with it.
 fn die_holding(world: &World, guarded: &Guarded) {
-    let guard = lock::acquire(&world.tx.tx_lock, MORTAL);
+    let guard = lock::acquire(&world.tx.tx_lock, u64::from(MORTAL));
     guarded.count();
     core::mem::forget(guard);
     world.dead.store(MORTAL, Release);

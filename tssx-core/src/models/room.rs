@@ -12,7 +12,6 @@ use super::kernel;
 use super::support::{explore, relaxed_if, unfenced_if};
 use super::world::World;
 use crate::doorbell;
-use crate::layout::ASLEEP_EATER;
 use crate::ring::consumer::Consumer;
 use crate::ring::producer::Producer;
 
@@ -52,7 +51,7 @@ fn write(world: &World, bytes: &[u8], flaw: Flaw) -> usize {
     let room = usize::try_from(producer.room(limit(world))).expect("small");
     // SAFETY: a live slice.
     let count = unsafe { producer.copy_in(bytes.as_ptr(), bytes.len().min(room)) };
-    producer.publish();
+    assert!(producer.publish());
     if count > 0 {
         doorbell::rouse(0, &world.tx, &segment).expect("alive");
     }
@@ -89,9 +88,10 @@ fn take(world: &World, into: &mut Vec<u8>, most: usize, flaw: Flaw) -> usize {
     let mut bytes = [0; CAPACITY];
     // SAFETY: a live array, longer than the count.
     let count = unsafe { consumer.copy_out(bytes.as_mut_ptr(), most.min(CAPACITY)) };
-    let (before, after) = relaxed_if(flaw == Flaw::PublishRelaxed, || consumer.publish());
+    let published = relaxed_if(flaw == Flaw::PublishRelaxed, || consumer.publish());
+    let (before, after) = published.expect("nobody else moves it");
     if unfenced_if(flaw == Flaw::ReleaseUnfenced, || doorbell::should_release(&segment, before, after)) && after == 0 {
-        doorbell::drain(0, &world.rx, &segment);
+        doorbell::drain(0, &world.rx, &segment, doorbell::stale(&world.rx, &segment));
     }
     into.extend_from_slice(&bytes[..count]);
     count
@@ -106,13 +106,14 @@ fn receive(world: &World, count: usize, most: usize, flaw: Flaw) -> Vec<u8> {
         if take(world, &mut got, wanted, flaw) > 0 {
             continue;
         }
-        if segment.rx().writer_waiting.load(Relaxed) != 0 && doorbell::outstanding(slot, &segment) {
-            doorbell::drain(0, slot, &segment);
+        if doorbell::outstanding(slot, &segment) {
+            doorbell::drain(0, slot, &segment, doorbell::stale(slot, &segment));
         }
-        doorbell::announce(&segment, ASLEEP_EATER);
+        doorbell::announce(&segment);
         if Consumer::open(&segment).expect("sane").available() == 0 {
-            kernel::receive_one(false);
-            slot.doorbell_rx_bytes.fetch_add(1, Relaxed);
+            kernel::receive_one(true);
+            // The next look takes it, when it is stale; a doorbell that is not counted yet must not keep loom here for ever.
+            kernel::yield_now();
         }
     }
     got

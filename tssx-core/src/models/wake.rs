@@ -12,7 +12,6 @@ use super::kernel;
 use super::support::{explore, relaxed_if, unfenced_if};
 use super::world::World;
 use crate::doorbell;
-use crate::layout::{ASLEEP_EATER, ASLEEP_WATCHER};
 use crate::lock;
 use crate::ring::consumer::Consumer;
 use crate::ring::producer::Producer;
@@ -26,11 +25,10 @@ enum Flaw {
     NoSecondLook,
     PublishRelaxed,
     OpenRelaxed,
-    /// Of two callers that find the ring empty, one takes all doorbells, also those sent since it looked. This is what the
-    /// callers do today; see [`stale`] for what they should do.
+    /// Of two callers that find the ring empty, one takes all doorbells, also those sent since it looked.
     TakesFreshDoorbells,
-    /// A sleeper that shares the end takes the doorbell, as if it were the only one.
-    AllEat,
+    /// A sleeper takes the doorbell with it, although others may share the end.
+    Eats,
 }
 
 /// send.rs, `attempt`: one byte.
@@ -39,7 +37,7 @@ fn send(world: &World, byte: u8, flaw: Flaw) {
     let mut producer = Producer::open(&segment).expect("sane");
     // SAFETY: one live byte.
     assert_eq!(unsafe { producer.copy_in(&raw const byte, 1) }, 1);
-    relaxed_if(flaw == Flaw::PublishRelaxed, || producer.publish());
+    assert!(relaxed_if(flaw == Flaw::PublishRelaxed, || producer.publish()));
     unfenced_if(flaw == Flaw::RouseUnfenced, || doorbell::rouse(0, &world.tx, &segment)).expect("alive");
 }
 
@@ -50,7 +48,7 @@ fn take(world: &World, flaw: Flaw) -> Option<u8> {
     let mut byte = 0;
     // SAFETY: one live byte.
     let count = unsafe { consumer.copy_out(&raw mut byte, 1) };
-    consumer.publish();
+    assert!(consumer.publish().is_some());
     (count == 1).then_some(byte)
 }
 
@@ -60,83 +58,67 @@ fn holds_bytes(world: &World) -> bool {
     segment.rx().head.load(Relaxed) != segment.rx().tail.load(Acquire)
 }
 
-/// In `rx_waiters`: one of them takes its doorbell with it, and counts it later.
-const EATER: u32 = 1 << 16;
-
-/// Doorbells that are certainly stale if the ring is seen empty after this: they were sent for bytes that have been read, but
-/// for one that an eater may have taken and not counted yet. What comes later may be what another sleeper waits for.
-fn stale(world: &World) -> u64 {
-    let uncounted = u64::from(world.rx.rx_waiters.load(Relaxed) & EATER != 0);
-    let taken = world.rx.doorbell_rx_bytes.load(Relaxed) + uncounted;
-    world.consuming().rx().doorbells.load(Acquire).saturating_sub(taken)
-}
-
 /// Takes doorbells where the ring was seen empty and others may sleep.
 fn drain(world: &World, stale: u64, flaw: Flaw) {
-    if flaw == Flaw::TakesFreshDoorbells {
-        doorbell::drain(0, &world.rx, &world.consuming());
-    } else if stale > 0 {
-        let mut bytes = [0; 8];
-        let count = kernel::receive(0, &mut bytes[..usize::try_from(stale).expect("few").min(8)], 0).unwrap_or(0);
-        world.rx.doorbell_rx_bytes.fetch_add(count as u64, Relaxed);
+    let most = if flaw == Flaw::TakesFreshDoorbells { doorbell::ALL } else { stale };
+    if most > 0 {
+        doorbell::drain(0, &world.rx, &world.consuming(), most);
     }
 }
 
 /// receive.rs, `receive` by `from_ring` and `sleep`: one byte, blocking.
-fn receive(world: &World, pid: u32, flaw: Flaw) -> u8 {
+fn receive(world: &World, pid: u64, flaw: Flaw) -> u8 {
     let (slot, segment) = (&world.rx, world.consuming());
     loop {
         let guard = lock::acquire(&slot.rx_lock, pid);
-        let stale = stale(world);
+        let stale = doorbell::stale(slot, &segment);
         if let Some(byte) = take(world, flaw) {
             return byte;
         }
-        let alone = slot.rx_waiters.load(Relaxed) == 0 || flaw == Flaw::AllEat;
-        let own = if alone { 1 + EATER } else { 1 };
-        slot.rx_waiters.fetch_add(own, Relaxed);
-        if !alone && doorbell::outstanding(slot, &segment) {
-            drain(world, stale, flaw);
-        }
-        let kind = if alone { ASLEEP_EATER } else { ASLEEP_WATCHER };
-        unfenced_if(flaw == Flaw::AnnounceUnfenced, || doorbell::announce(&segment, kind));
+        slot.rx_waiters.fetch_add(1, Relaxed);
+        drain(world, stale, flaw);
+        unfenced_if(flaw == Flaw::AnnounceUnfenced, || doorbell::announce(&segment));
         if flaw != Flaw::NoSecondLook && holds_bytes(world) {
-            slot.rx_waiters.fetch_sub(own, Relaxed);
+            slot.rx_waiters.fetch_sub(1, Relaxed);
             continue;
         }
         drop(guard);
-        kernel::receive_one(!alone);
-        let _guard = lock::acquire(&slot.rx_lock, pid);
-        slot.rx_waiters.fetch_sub(own, Relaxed);
-        if alone {
+        kernel::receive_one(flaw != Flaw::Eats);
+        let guard = lock::acquire(&slot.rx_lock, pid);
+        slot.rx_waiters.fetch_sub(1, Relaxed);
+        if flaw == Flaw::Eats {
             slot.doorbell_rx_bytes.fetch_add(1, Relaxed);
         }
+        drop(guard);
+        // Woken by a doorbell that is not counted yet, or for bytes that another took: loom must let the others go on.
+        kernel::yield_now();
     }
 }
 
 /// readiness/state.rs, `arm`, poll(2), `disarm` and `is_end`, then a read that does not wait: one byte.
-fn poll_and_receive(world: &World, pid: u32, flaw: Flaw) -> u8 {
+fn poll_and_receive(world: &World, pid: u64, flaw: Flaw) -> u8 {
     let (slot, segment) = (&world.rx, world.consuming());
     loop {
         {
             let _guard = lock::acquire(&slot.rx_lock, pid);
             slot.rx_waiters.fetch_add(1, Relaxed);
-            let stale = stale(world);
+            let stale = doorbell::stale(slot, &segment);
             if !holds_bytes(world) && doorbell::outstanding(slot, &segment) {
                 drain(world, stale, flaw);
             }
-            doorbell::announce(&segment, ASLEEP_WATCHER);
+            doorbell::announce(&segment);
         }
         if !holds_bytes(world) {
             kernel::receive_one(true);
         }
         let _guard = lock::acquire(&slot.rx_lock, pid);
         slot.rx_waiters.fetch_sub(1, Relaxed);
-        let stale = stale(world);
+        let stale = doorbell::stale(slot, &segment);
         if let Some(byte) = take(world, Flaw::None) {
             return byte;
         }
         drain(world, stale, flaw);
-        // Woken by what an eater is about to take: without this, loom would never let the eater run.
+        // Woken by a doorbell that is not counted yet, or for bytes that another took: loom must let the others go on.
         kernel::yield_now();
     }
 }
@@ -228,7 +210,7 @@ fn flaw_a_tail_read_without_acquire() {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn flaw_a_doorbell_taken_while_another_sleeps() {
-    two_sleepers(Flaw::AllEat, false);
+    two_sleepers(Flaw::Eats, false);
 }
 
 #[test]

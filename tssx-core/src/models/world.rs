@@ -10,7 +10,7 @@ use loom::cell::UnsafeCell;
 
 use super::atomics::{AtomicU32, AtomicU64};
 use super::kernel::Socket;
-use crate::layout::{ASLEEP_WATCHER, DATA_OFFSET, DIRECTIONS_OFFSET, Direction, LINE, SIDES_OFFSET, SideBlock};
+use crate::layout::{ASLEEP, DATA_OFFSET, DIRECTIONS_OFFSET, Direction, LINE, SIDES_OFFSET, SideBlock};
 use crate::ledger::layout::Slot;
 use crate::segment::{Segment, Side};
 
@@ -118,7 +118,7 @@ fn direction() -> Direction {
         tx_bytes: AtomicU64::new(0),
         doorbells: AtomicU64::new(0),
         head: AtomicU64::new(0),
-        asleep: AtomicU32::new(ASLEEP_WATCHER),
+        asleep: AtomicU32::new(ASLEEP),
         consent: AtomicU32::new(0),
         ..Direction::default()
     }
@@ -127,8 +127,8 @@ fn direction() -> Direction {
 /// Of a slot, the locks and what is used under them by several threads.
 fn slot() -> Slot {
     Slot {
-        tx_lock: AtomicU32::new(0),
-        rx_lock: AtomicU32::new(0),
+        tx_lock: AtomicU64::new(0),
+        rx_lock: AtomicU64::new(0),
         kernel_rx_bytes: AtomicU64::new(0),
         kernel_rx_inflight: AtomicU32::new(0),
         rx_waiters: AtomicU32::new(0),

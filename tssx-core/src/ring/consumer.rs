@@ -2,12 +2,12 @@
 
 #![allow(unsafe_code, reason = "copies out of the ring's memory")]
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::{Corrupt, Span, contiguous};
 use crate::layout::Direction;
 use crate::segment::Segment;
-use crate::shared_bytes;
+use crate::{shared_bytes, sync};
 
 /// The consuming end of one direction.
 #[derive(Clone, Copy)]
@@ -79,12 +79,12 @@ impl<'a> Consumer<'a> {
     }
 
     /// Frees what was taken for the producer. Release: our reads come before the position. Returns (bytes unread before,
-    /// bytes unread after).
-    pub fn publish(self) -> (u64, u64) {
-        if self.taken > 0 {
-            self.direction.head.store(self.position(), Release);
-        }
-        (self.span.used(), self.available())
+    /// bytes unread after), or `None` if a signal handler of this thread has read from the ring since [`Self::open`]: nothing
+    /// was taken then, and the caller begins again.
+    #[must_use]
+    pub fn publish(self) -> Option<(u64, u64)> {
+        let moved = self.taken == 0 || sync::advance(&self.direction.head, self.span.head, self.position());
+        moved.then(|| (self.span.used(), self.available()))
     }
 }
 
@@ -115,12 +115,12 @@ mod tests {
             let mut producer = Producer::open(&ours).expect("sane");
             // SAFETY: a live vector.
             assert_eq!(unsafe { producer.copy_in(message.as_ptr(), message.len()) }, message.len());
-            producer.publish();
+            assert!(producer.publish());
             let mut back = vec![0_u8; step % 977];
             let mut consumer = Consumer::open(&theirs).expect("sane");
             // SAFETY: a live vector.
             assert_eq!(unsafe { consumer.copy_out(back.as_mut_ptr(), back.len()) }, back.len());
-            consumer.publish();
+            assert!(consumer.publish().is_some());
             assert!(back.iter().all(|byte| {
                 next_out = next_out.wrapping_add(1);
                 *byte == next_out as u8
@@ -137,9 +137,30 @@ mod tests {
         let took = unsafe { producer.copy_in(bytes.as_ptr(), bytes.len()) };
         assert_eq!(took as u64, ours.capacity());
         assert_eq!(Consumer::open(&theirs).expect("sane").available(), 0);
-        producer.publish();
+        assert!(producer.publish());
         assert_eq!(Producer::open(&ours).expect("sane").room(u64::MAX), 0);
         assert_eq!(Consumer::open(&theirs).expect("sane").available(), ours.capacity());
+    }
+
+    /// What a signal handler does to the operation that it interrupts.
+    #[test]
+    fn an_operation_inside_another_makes_the_outer_one_begin_again() {
+        let (ours, theirs) = pair();
+        let mut outer = Producer::open(&ours).expect("sane");
+        // SAFETY: live bytes.
+        assert_eq!(unsafe { outer.copy_in(b"outer".as_ptr(), 5) }, 5);
+        let mut inner = Producer::open(&ours).expect("sane");
+        // SAFETY: live bytes.
+        assert_eq!(unsafe { inner.copy_in(b"inner".as_ptr(), 5) }, 5);
+        assert!(inner.publish() && !outer.publish());
+        let mut bytes = [0; 5];
+        let mut outer = Consumer::open(&theirs).expect("sane");
+        // SAFETY: live bytes.
+        assert_eq!(unsafe { outer.copy_out(bytes.as_mut_ptr(), 2) }, 2);
+        let mut inner = Consumer::open(&theirs).expect("sane");
+        // SAFETY: live bytes.
+        assert_eq!(unsafe { inner.copy_out(bytes.as_mut_ptr(), 5) }, 5);
+        assert_eq!((inner.publish(), outer.publish(), bytes), (Some((5, 0)), None, *b"inner"));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 #![allow(unsafe_code, reason = "copies into the ring's memory")]
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::{Corrupt, Span, contiguous};
 use crate::layout::Direction;
 use crate::segment::Segment;
-use crate::shared_bytes;
+use crate::{shared_bytes, sync};
 
 /// The producing end of one direction.
 #[derive(Clone, Copy)]
@@ -39,10 +39,23 @@ impl<'a> Producer<'a> {
         limit.min(self.capacity).saturating_sub(self.span.used() + self.written)
     }
 
+    /// As [`Self::room`], as if nothing from `position` on had been read.
+    #[must_use]
+    pub fn room_behind(&self, position: u64, limit: u64) -> u64 {
+        let kept = self.tail().wrapping_sub(position);
+        if kept > self.capacity { self.room(limit) } else { self.room(limit).min(self.capacity - kept) }
+    }
+
     /// Bytes the peer has not read yet, without those not published.
     #[must_use]
     pub fn unread(&self) -> u64 {
         self.span.used()
+    }
+
+    /// Position after the last byte written.
+    #[must_use]
+    pub fn tail(&self) -> u64 {
+        self.span.tail.wrapping_add(self.written)
     }
 
     /// Position after the last byte the peer has read.
@@ -67,8 +80,7 @@ impl<'a> Producer<'a> {
         let length = length.min(usize::try_from(self.room(self.capacity)).unwrap_or(0));
         let mut done = 0;
         while done < length {
-            let position = self.span.tail.wrapping_add(self.written);
-            let (offset, piece) = contiguous(position, length - done, self.capacity);
+            let (offset, piece) = contiguous(self.tail(), length - done, self.capacity);
             // SAFETY: offset + piece <= capacity by `contiguous`, so the target lies inside the ring; the source is the
             // caller's promise; private and ring memory do not overlap (the ring is a mapping of ours).
             unsafe { shared_bytes::store(self.bytes.add(offset), from.add(done), piece) };
@@ -78,10 +90,10 @@ impl<'a> Producer<'a> {
         done
     }
 
-    /// Makes what was copied visible. Release: the bytes come before the position.
-    pub fn publish(self) {
-        if self.written > 0 {
-            self.direction.tail.store(self.span.tail.wrapping_add(self.written), Release);
-        }
+    /// Makes what was copied visible. Release: the bytes come before the position. False if a signal handler of this thread
+    /// has written to the ring since [`Self::open`], over what was copied: nothing is visible then, and the caller begins again.
+    #[must_use]
+    pub fn publish(self) -> bool {
+        self.written == 0 || sync::advance(&self.direction.tail, self.span.tail, self.tail())
     }
 }

@@ -70,6 +70,25 @@ pub(crate) unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> 
     errno::int(descriptors::replace(fd, target, || unsafe { next::dup3(fd, target, flags) }))
 }
 
+/// pidfd_getfd(2): the descriptor may be a copy of one of our own, if the process is ourselves.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pidfd_getfd(pidfd: c_int, fd: c_int, flags: c_uint) -> c_int {
+    // SAFETY: no pointers.
+    let copy = unsafe { next::pidfd_getfd(pidfd, fd, flags) };
+    descriptors::appeared(copy);
+    copy
+}
+
+/// login_tty(3): libc replaces 0, 1 and 2 by itself.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn login_tty(fd: c_int) -> c_int {
+    if fd > 2 {
+        descriptors::close_ours(0, 2);
+    }
+    // SAFETY: no pointers.
+    unsafe { next::login_tty(fd) }
+}
+
 same_signature! {
     close: unsafe extern "C" fn(c_int) -> c_int;
     close_range: unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int;

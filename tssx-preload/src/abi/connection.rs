@@ -4,11 +4,11 @@
 
 use core::ffi::{c_int, c_void};
 
-use libc::{sockaddr, socklen_t};
+use libc::{sockaddr, socklen_t, timeval};
 
 use crate::errno;
 use crate::process::descriptors;
-use crate::socket::{establish, options};
+use crate::socket::{establish, options, wait};
 use crate::{fd_table, init, next};
 
 /// socket(2): a fresh number carries nothing of ours.
@@ -101,6 +101,14 @@ pub(crate) unsafe extern "C" fn getsockopt(
     // SAFETY: the caller keeps getsockopt(2)'s contract; the kernel checks the pointers before the answer is corrected.
     unsafe {
         let result = next::getsockopt(fd, level, option, value, length);
+        // Another thread's send is asleep with a time-out of ours.
+        let size = size_of::<timeval>();
+        if ours && option == libc::SO_SNDTIMEO && result == 0 && *length as usize == size {
+            let limit = value.cast::<timeval>();
+            if limit.read_unaligned().tv_sec == wait::YEARS.tv_sec {
+                limit.write_unaligned(timeval { tv_sec: 0, tv_usec: 0 });
+            }
+        }
         if let Some(answer) = answer.filter(|_| result == 0) {
             let bytes = answer.to_ne_bytes();
             core::ptr::copy_nonoverlapping(bytes.as_ptr(), value.cast::<u8>(), bytes.len().min(*length as usize));
@@ -126,7 +134,11 @@ pub(crate) unsafe extern "C" fn setsockopt(
         }
     }
     // SAFETY: the caller's.
-    unsafe { next::setsockopt(fd, level, option, value, length) }
+    let result = unsafe { next::setsockopt(fd, level, option, value, length) };
+    if result == 0 && level == libc::SOL_SOCKET && option == libc::SO_RCVLOWAT && fd_table::stream(fd).is_some() {
+        options::note_low_water_mark(fd);
+    }
+    result
 }
 
 same_signature! {

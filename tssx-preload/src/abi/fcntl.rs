@@ -47,9 +47,15 @@ pub(crate) unsafe extern "C" fn __fcntl(fd: c_int, command: c_int, argument: c_u
     unsafe { fcntl(fd, command, argument) }
 }
 
+/// sockatmark(3)'s question; the libc crate does not have it.
+const SIOCATMARK: c_ulong = 0x8905;
+
 /// ioctl(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int {
+    if matches!(request, libc::FIONREAD | SIOCATMARK) && fd_table::stream(fd).is_some() {
+        options::settle(fd);
+    }
     // SAFETY: the caller keeps ioctl(2)'s contract.
     let result = unsafe { next::ioctl(fd, request, argument) };
     if result != 0 || fd_table::stream(fd).is_none() {
@@ -63,6 +69,10 @@ pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: c_u
                 unsafe { place.write_unaligned(length) };
             }
         }
+        // SAFETY: the kernel has just written an int there.
+        SIOCATMARK if options::is_before_mark(fd) => unsafe {
+            place.write_unaligned(0);
+        },
         // SAFETY: the kernel has just read an int there.
         libc::FIONBIO => options::note_nonblocking(fd, unsafe { place.read_unaligned() } != 0),
         // SAFETY: the kernel has just read an int there.

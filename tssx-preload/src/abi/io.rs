@@ -103,19 +103,30 @@ unsafe fn write_parts(fd: c_int, parts: *const iovec, count: c_int, flags: c_int
     errno::bytes(parts.and_then(|parts| send::send(fd, &parts, flags, plain)))
 }
 
-/// RWF_NOWAIT is the only flag of preadv2(2) that means something for a socket; with others the kernel answers.
+/// RWF_NOWAIT, the only flag of preadv2(2) that means something for a socket.
 const NOWAIT: c_int = 8;
+/// RWF_APPEND and RWF_NOAPPEND, of which the kernel takes one.
+const APPEND: c_int = 0x30;
+/// These, RWF_HIPRI, RWF_DSYNC and RWF_SYNC the kernel takes for a socket and does nothing about; others it refuses
+/// (linux/fs.h, `kiocb_set_rw_flags`).
+const IGNORED: c_int = 7 | APPEND;
+
+/// Whether the call is a plain readv or writev, and its flags for recv or send.
+fn as_vector_call(offset: off_t, flags: c_int) -> Option<c_int> {
+    let taken = offset == -1 && flags & !(NOWAIT | IGNORED) == 0 && flags & APPEND != APPEND;
+    taken.then_some(if flags & NOWAIT != 0 { libc::MSG_DONTWAIT } else { 0 })
+}
 
 /// preadv2(2): at offset -1 it is readv, anything else is ESPIPE for a socket.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn preadv2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps preadv2(2)'s contract.
     let plain = || unsafe { next::preadv2(fd, parts, count, offset, flags) };
-    if fd_table::stream(fd).is_none() || offset != -1 || flags & !NOWAIT != 0 {
-        return plain();
+    match as_vector_call(offset, flags).filter(|_| fd_table::stream(fd).is_some()) {
+        // SAFETY: as above.
+        Some(flags) => unsafe { read_parts(fd, parts, count, flags, plain) },
+        None => plain(),
     }
-    // SAFETY: as above.
-    unsafe { read_parts(fd, parts, count, if flags == NOWAIT { libc::MSG_DONTWAIT } else { 0 }, plain) }
 }
 
 /// pwritev2(2): at offset -1 it is writev, anything else is ESPIPE for a socket.
@@ -123,11 +134,11 @@ pub(crate) unsafe extern "C" fn preadv2(fd: c_int, parts: *const iovec, count: c
 pub(crate) unsafe extern "C" fn pwritev2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps pwritev2(2)'s contract.
     let plain = || unsafe { next::pwritev2(fd, parts, count, offset, flags) };
-    if fd_table::stream(fd).is_none() || offset != -1 || flags & !NOWAIT != 0 {
-        return plain();
+    match as_vector_call(offset, flags).filter(|_| fd_table::stream(fd).is_some()) {
+        // SAFETY: as above.
+        Some(flags) => unsafe { write_parts(fd, parts, count, flags, plain) },
+        None => plain(),
     }
-    // SAFETY: as above.
-    unsafe { write_parts(fd, parts, count, if flags == NOWAIT { libc::MSG_DONTWAIT } else { 0 }, plain) }
 }
 
 /// preadv2 with 64-bit offsets, which is the same here.

@@ -10,11 +10,14 @@ macro_rules! same_signature {
     };
 }
 
+mod aio;
 mod close;
 mod connection;
 mod exec;
 mod fcntl;
 mod io;
+mod jump;
+mod mapping;
 mod msg;
 mod process;
 mod readiness;

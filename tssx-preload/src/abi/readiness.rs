@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "C entry points")]
 
-use core::ffi::c_int;
+use core::ffi::{c_int, c_ulong};
 
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
@@ -10,12 +10,17 @@ use crate::errno::{self, Errno, Result};
 use crate::process::descriptors;
 use crate::readiness::deadline::Deadline;
 use crate::readiness::interest::EpollSet;
+use crate::readiness::poll::Masked;
 use crate::readiness::select::{DESCRIPTORS_MAX, Set, Sets};
-use crate::readiness::{epoll, poll as polling};
+use crate::readiness::{control, epoll, poll as polling};
+use crate::user_memory::{self, Access};
 use crate::{fd_table, init, next};
 
 /// The calls without a signal mask leave the thread's as it is.
 const NO_MASK: *const sigset_t = core::ptr::null();
+
+/// Descriptors that one call can name: more than a process can have (fs.nr_open) are refused by the kernel.
+const ARRAY_MAX: usize = 1 << 20;
 
 /// The program's array, if it can be one and a ring is concerned.
 ///
@@ -23,16 +28,31 @@ const NO_MASK: *const sigset_t = core::ptr::null();
 /// As poll(2).
 unsafe fn array<'a>(fds: *mut pollfd, count: nfds_t) -> Option<&'a mut [pollfd]> {
     init::active()?;
-    if fds.is_null() || !fds.is_aligned() {
+    let count = usize::try_from(count).ok().filter(|count| *count <= ARRAY_MAX)?;
+    if !fds.is_aligned() || !user_memory::is_accessible(fds.addr(), count * size_of::<pollfd>(), Access::Write) {
         return None;
     }
-    // SAFETY: the caller's promise.
-    let fds = unsafe { core::slice::from_raw_parts_mut(fds, usize::try_from(count).ok()?) };
+    // SAFETY: the caller's promise, and there is memory.
+    let fds = unsafe { core::slice::from_raw_parts_mut(fds, count) };
     polling::concerns_us(fds).then_some(fds)
 }
 
+/// The program's time-out; `None` for one that the kernel refuses: no time, or no memory.
+///
+/// # Safety
+/// As ppoll(2).
+unsafe fn deadline(timeout: *const timespec) -> Option<Deadline> {
+    if timeout.is_null() {
+        return Some(Deadline::Never);
+    }
+    let there = user_memory::is_accessible(timeout.addr(), size_of::<timespec>(), Access::Read);
+    // SAFETY: the caller's promise, and there is memory.
+    there.then(|| unsafe { timeout.read_unaligned() }).and_then(|time| Deadline::from_timespec(Some(&time)))
+}
+
 fn poll_with(fds: &mut [pollfd], deadline: Deadline, mask: *const sigset_t) -> Result<c_int> {
-    polling::poll(fds, deadline, |fds, left| {
+    polling::poll(fds, deadline, |fds, left, masked| {
+        let mask = if masked == Masked::Yes { mask } else { NO_MASK };
         let left = left.map_or(core::ptr::null(), core::ptr::from_ref);
         // SAFETY: a live array, a live or no time-out, and the program's mask.
         errno::from_int(unsafe { next::ppoll(fds.as_mut_ptr(), fds.len() as nfds_t, left, mask) })
@@ -61,7 +81,7 @@ pub(crate) unsafe extern "C" fn __poll(fds: *mut pollfd, count: nfds_t, timeout:
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ppoll(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int {
     // SAFETY: the caller keeps ppoll(2)'s contract.
-    let (set, time) = unsafe { (array(fds, count), Deadline::from_timespec(timeout.as_ref())) };
+    let (set, time) = unsafe { (array(fds, count), deadline(timeout)) };
     match (set, time) {
         (Some(fds), Some(deadline)) => errno::int(poll_with(fds, deadline, mask)),
         // SAFETY: as above; the kernel refuses a bad time.
@@ -106,7 +126,12 @@ fn check_size(count: nfds_t, size: size_t) {
 unsafe fn sets(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set) -> Option<Sets> {
     init::active()?;
     let count = usize::try_from(count).ok().filter(|count| *count <= DESCRIPTORS_MAX)?;
-    // SAFETY: the caller's promise.
+    let bytes = count.div_ceil(c_ulong::BITS as usize) * size_of::<c_ulong>();
+    let there = |set: *mut fd_set| set.is_null() || user_memory::is_accessible(set.addr(), bytes, Access::Write);
+    if !(there(read) && there(write) && there(except)) {
+        return None;
+    }
+    // SAFETY: the caller's promise, and there is memory.
     let sets = unsafe { Sets { count, read: Set::new(read), write: Set::new(write), except: Set::new(except) } };
     sets.concern_us().then_some(sets)
 }
@@ -129,7 +154,10 @@ pub(crate) unsafe extern "C" fn select(
     timeout: *mut timeval,
 ) -> c_int {
     // SAFETY: the caller keeps select(2)'s contract.
-    let Some(sets) = (unsafe { sets(count, read, write, except) }) else {
+    let timed = timeout.is_null() || user_memory::is_accessible(timeout.addr(), size_of::<timeval>(), Access::Write);
+    // SAFETY: as above.
+    let sets = unsafe { sets(count, read, write, except) };
+    let Some(sets) = sets.filter(|_| timed && timeout.is_aligned()) else {
         // SAFETY: as above.
         return unsafe { next::select(count, read, write, except, timeout) };
     };
@@ -174,7 +202,7 @@ pub(crate) unsafe extern "C" fn pselect(
     mask: *const sigset_t,
 ) -> c_int {
     // SAFETY: the caller keeps pselect(2)'s contract.
-    let (sets, time) = unsafe { (sets(count, read, write, except), Deadline::from_timespec(timeout.as_ref())) };
+    let (sets, time) = unsafe { (sets(count, read, write, except), deadline(timeout)) };
     match (sets, time) {
         (Some(sets), Some(deadline)) => errno::int(select_with(sets, deadline, mask)),
         // SAFETY: as above; the kernel refuses a bad time.
@@ -203,16 +231,23 @@ pub(crate) unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
 /// epoll_ctl(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
+    if operation != libc::EPOLL_CTL_DEL && fd_table::stream(fd).is_some() {
+        control::before_change(fd);
+    }
     // SAFETY: the caller keeps epoll_ctl(2)'s contract.
     let result = unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) };
     if result == 0 && (fd_table::get(fd).is_some() || init::active().is_some()) {
-        // SAFETY: as above.
-        epoll::changed(epoll_fd, operation, fd, unsafe { event.as_ref() }.copied());
+        // The kernel has read it, but for EPOLL_CTL_DEL.
+        let event = event.cast_const();
+        // SAFETY: as above; `epoll_event` is packed, so any address is aligned.
+        let event = (operation != libc::EPOLL_CTL_DEL).then(|| unsafe { event.read_unaligned() });
+        control::changed(epoll_fd, operation, fd, event);
     }
     result
 }
 
-/// The set and the program's array, if a ring is concerned.
+/// The set and the program's array, if a ring is concerned. The array is empty where there is no memory for it: the kernel finds out
+/// when there is an event to write.
 ///
 /// # Safety
 /// As epoll_wait(2).
@@ -223,10 +258,14 @@ unsafe fn wait_on<'a>(
 ) -> Option<(&'static EpollSet, &'a mut [epoll_event])> {
     let set = fd_table::epoll(epoll_fd)?;
     let count = usize::try_from(count).ok().filter(|count| *count > 0)?;
-    if events.is_null() || !epoll::concerns_us(set) {
+    let (room, bytes) = (events.addr(), count.saturating_mul(size_of::<epoll_event>()));
+    if count > ARRAY_MAX || user_memory::is_beyond(room.saturating_add(bytes)) || !epoll::concerns_us(set) {
         return None;
     }
-    // SAFETY: the caller's promise; `epoll_event` is packed, so any address is aligned.
+    if !user_memory::is_accessible(room, bytes, Access::Write) {
+        return Some((set, &mut []));
+    }
+    // SAFETY: the caller's promise, and there is memory; `epoll_event` is packed, so any address is aligned.
     Some((set, unsafe { core::slice::from_raw_parts_mut(events, count) }))
 }
 
@@ -238,7 +277,13 @@ fn wait_with(
     deadline: Deadline,
     mask: *const sigset_t,
 ) -> c_int {
-    let result = epoll::wait(set, events, deadline, |events, left| {
+    if events.is_empty() {
+        let mut local = [epoll_event { events: 0, u64: 0 }; 1];
+        let found = wait_with(epoll_fd, set, &mut local, deadline, mask);
+        return if found > 0 { errno::int(Err(Errno(libc::EFAULT))) } else { found };
+    }
+    let result = epoll::wait(set, events, deadline, |events, left, masked| {
+        let mask = if masked == Masked::Yes { mask } else { NO_MASK };
         let count = c_int::try_from(events.len()).unwrap_or(c_int::MAX);
         let ms = left.map_or(-1, |left| {
             let ms = left.tv_sec.saturating_mul(1000).saturating_add((left.tv_nsec + 999_999) / 1_000_000);
@@ -267,11 +312,35 @@ pub(crate) unsafe extern "C" fn epoll_pwait(
     timeout: c_int,
     mask: *const sigset_t,
 ) -> c_int {
+    let deadline = Deadline::from_ms(timeout);
     // SAFETY: the caller keeps epoll_pwait(2)'s contract.
-    match unsafe { wait_on(epoll_fd, events, count) } {
+    let Some((set, events)) = (unsafe { wait_on(epoll_fd, events, count) }) else {
         // SAFETY: as above.
-        None => unsafe { next::epoll_pwait(epoll_fd, events, count, timeout, mask) },
-        Some((set, events)) => wait_with(epoll_fd, set, events, Deadline::from_ms(timeout), mask),
+        let found = unsafe { next::epoll_pwait(epoll_fd, events, count, timeout, mask) };
+        // SAFETY: as above.
+        return unsafe { review(epoll_fd, events, count, found, deadline, mask) };
+    };
+    wait_with(epoll_fd, set, events, deadline, mask)
+}
+
+/// After the kernel's own wait: another thread may have added a stream meanwhile whose bytes are in a ring.
+///
+/// # Safety
+/// As epoll_wait(2).
+unsafe fn review(
+    epoll_fd: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    found: c_int,
+    deadline: Deadline,
+    mask: *const sigset_t,
+) -> c_int {
+    let Ok(written @ 1..) = usize::try_from(found) else { return found };
+    // SAFETY: the caller's.
+    let Some((set, events)) = (unsafe { wait_on(epoll_fd, events, count) }) else { return found };
+    match epoll::review(set, events, written) {
+        0 => wait_with(epoll_fd, set, events, deadline, mask),
+        left => c_int::try_from(left).unwrap_or(found),
     }
 }
 
@@ -285,7 +354,7 @@ pub(crate) unsafe extern "C" fn epoll_pwait2(
     mask: *const sigset_t,
 ) -> c_int {
     // SAFETY: the caller keeps epoll_pwait2(2)'s contract.
-    let (found, time) = unsafe { (wait_on(epoll_fd, events, count), Deadline::from_timespec(timeout.as_ref())) };
+    let (found, time) = unsafe { (wait_on(epoll_fd, events, count), deadline(timeout)) };
     match (found, time) {
         (Some((set, events)), Some(deadline)) => wait_with(epoll_fd, set, events, deadline, mask),
         // SAFETY: as above; the kernel refuses a bad time.

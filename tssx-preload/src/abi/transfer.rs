@@ -50,8 +50,8 @@ pub(crate) unsafe extern "C" fn splice(
         }
         return errno::bytes(send::send_plainly(out_fd, plain));
     }
-    if fd_table::stream(in_fd).is_none() || !in_offset.is_null() {
-        return plain(); // an offset for a socket is ESPIPE
+    if fd_table::stream(in_fd).is_none() || !in_offset.is_null() || !out_offset.is_null() || count == 0 {
+        return plain(); // an offset for a socket or a pipe is ESPIPE
     }
     errno::bytes(transfer::stream_to_pipe(in_fd, out_fd, count, flags, plain))
 }

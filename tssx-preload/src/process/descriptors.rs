@@ -4,11 +4,13 @@
 
 use core::ffi::c_int;
 
+use tssx_core::reason::Reason;
 use tssx_core::sys;
 
 use crate::endpoint::Endpoint;
 use crate::errno::{self, Result};
 use crate::fd_table::{self, Entry};
+use crate::socket::{fallback, recall};
 use crate::{next, process};
 
 /// Why an entry goes.
@@ -38,7 +40,7 @@ impl Closing {
 /// Before the kernel closes `fd`: clears its entry, and waits until nobody is inside an operation through it.
 pub(crate) fn closing(fd: c_int) -> Closing {
     if fd_table::stream(fd).is_some() {
-        crate::socket::recall::answer_at_last(fd); // what the peer asked back must not go with us
+        recall::answer_at_last(fd); // what the peer asked back must not go with us
     }
     let entry = fd_table::set(fd, None).ok().flatten();
     part_with(fd, entry, Cause::Closing)
@@ -76,6 +78,23 @@ pub(crate) fn clear_stale(fd: c_int) {
     if fd >= 0 && fd_table::get(fd).is_some() {
         let previous = fd_table::set(fd, None).ok().flatten();
         retire(fd, previous, Cause::Stale);
+    }
+}
+
+/// A descriptor that came from elsewhere: if it is a connection that we hold already, it leads where that does.
+pub(crate) fn appeared(fd: c_int) {
+    clear_stale(fd);
+    let Ok(file) = sys::fstat(fd) else { return };
+    let mut same = None;
+    fd_table::for_each(0, u32::MAX, |known, entry| {
+        if let Entry::Stream(endpoint) = entry
+            && endpoint.slot().is_some_and(|_| sys::fstat(known) == Ok(file))
+        {
+            same = Some(known);
+        }
+    });
+    if let Some(known) = same {
+        copied(known, fd);
     }
 }
 
@@ -119,6 +138,8 @@ fn duplicated(fd: c_int, copy: c_int) {
             // No memory for the entry: the duplicate would bypass the ring. The number is taken back; see dup's wrapper.
             if endpoint.attach(copy).is_err() {
                 sys::close(copy);
+            } else if copy <= 2 {
+                become_standard(copy);
             }
         }
         Some(Entry::Epoll(set)) => {
@@ -131,6 +152,15 @@ fn duplicated(fd: c_int, copy: c_int) {
             retire(copy, previous, Cause::Stale);
         }
         Some(Entry::Mailbox(_) | Entry::Registered) | None => clear_stale(copy),
+    }
+}
+
+/// A connection is standard input or output now: stdio uses it there without passing any entry point of ours.
+fn become_standard(fd: c_int) {
+    if fd == 0 {
+        recall::leave_rings_now(fd, Reason::Stdio);
+    } else {
+        let _ = fallback::before_foreign_write(fd, Reason::Stdio, true);
     }
 }
 

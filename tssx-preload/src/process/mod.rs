@@ -14,13 +14,15 @@ use core::ffi::c_int;
 
 use libc::pid_t;
 use tssx_core::reason::Reason;
-use tssx_core::sys;
+use tssx_core::{clock, sys};
 
 use crate::fd_table::{self, Entry};
 use crate::socket::{mailboxes, recall};
 use crate::{endpoint, readiness};
 
 pub(crate) mod descriptors;
+pub(crate) mod held;
+pub(crate) mod log;
 
 static PID: AtomicU32 = AtomicU32::new(0);
 /// Upgrade steps in progress; `FORKING` while a fork keeps new ones out.
@@ -42,6 +44,9 @@ pub(crate) fn remember_pid() -> u32 {
     PID.store(pid, Relaxed);
     pid
 }
+
+/// Longest that a fork waits for threads inside the gate, microseconds; they leave it within a few system calls.
+const GATE_US: u64 = 50_000;
 
 /// The thread that forks (its thread pointer): handlers that it runs meanwhile may open and close.
 static FORKER: AtomicUsize = AtomicUsize::new(0);
@@ -65,7 +70,14 @@ pub(crate) fn enter_gate() -> Gate {
     }
 }
 
+/// The calling thread as the owner of a lock.
+#[inline]
+pub(crate) fn owner() -> u64 {
+    tssx_core::lock::owner(pid(), thread_pointer())
+}
+
 /// What tells threads of a process apart without thread-locals of ours: the ABI's thread pointer.
+#[inline]
 fn thread_pointer() -> usize {
     let pointer: usize;
     #[cfg(target_arch = "x86_64")]
@@ -117,7 +129,9 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
         sys::yield_now();
     }
     FORKER.store(thread_pointer(), Release);
-    while GATE.load(Acquire) & !FORKING != 0 {
+    // Bounded: a signal handler that forks may have interrupted its own thread inside the gate.
+    let start = clock::ticks();
+    while GATE.load(Acquire) & !FORKING != 0 && clock::ticks().wrapping_sub(start) < GATE_US * clock::ticks_per_us() {
         sys::yield_now();
     }
     // Counted before the child exists, so that neither process can be the last holder by mistake.
@@ -149,7 +163,7 @@ fn in_child() {
     GATE.store(0, Release);
     endpoint::pool_after_fork_in_child();
     readiness::interest::pool_after_fork_in_child();
-    readiness::epoll::after_fork_in_child();
+    readiness::control::after_fork_in_child();
     mailboxes::after_fork_in_child();
     fd_table::for_each(0, u32::MAX, |fd, entry| match entry {
         Entry::Stream(endpoint) => endpoint.after_fork_in_child(),

@@ -1,4 +1,4 @@
-//! epoll_ctl and epoll_wait.
+//! epoll_wait. What epoll_ctl notes is in [`super::control`].
 //!
 //! The program's own epoll instance stays in use, with its events and data unaltered. A wait looks at the active streams'
 //! rings first ([`super::interest`]); if none is ready it spins, leaves the active ones to the kernel, looks once more, and
@@ -7,160 +7,76 @@
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use core::sync::atomic::{AtomicU32, fence};
+use core::sync::atomic::fence;
 
 use libc::{epoll_event, timespec};
-use tssx_core::ledger::layout::MODE_RING;
-use tssx_core::reason::Reason;
-use tssx_core::{clock, doorbell, lock};
+use tssx_core::ledger::layout::{MODE_RING, Slot};
+use tssx_core::segment::Segment;
+use tssx_core::{clock, doorbell, switchover, sys};
 
 use super::deadline::Deadline;
 use super::interest::{EpollSet, Watch};
-use super::state;
-use crate::endpoint::{Way, lock_stream};
+use super::poll::Masked;
+use super::{oneshot, state};
+use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::Result;
-use crate::fd_table::{self, Entry};
-use crate::init;
-use crate::process::{self, descriptors};
-use crate::socket::recall;
+use crate::fd_table;
 
 /// Longest time for which busy rings keep the kernel from being asked, microseconds.
 const ASK_US: u64 = 20;
 /// Waits in a row in which a stream may be silent and still be looked at in user space.
 const IDLE_WAITS_MAX: u8 = 4;
 /// No arrival was reported yet.
-const NOTHING_REPORTED: u64 = u64::MAX;
-/// Modes in which the kernel must do all the reporting.
-const KERNEL_MODES: u32 = (libc::EPOLLONESHOT | libc::EPOLLEXCLUSIVE).cast_unsigned();
-const EDGE: u32 = libc::EPOLLET.cast_unsigned();
+pub(super) const NOTHING_REPORTED: u64 = u64::MAX;
+pub(super) const EDGE: u32 = libc::EPOLLET.cast_unsigned();
+const WRITABLE: u32 = state::WRITABLE.cast_unsigned() as u32;
 /// epoll's bits for readable are poll's.
-const READABLE: u32 = state::READABLE.cast_unsigned() as u32;
-
-/// After an epoll_ctl(2) that succeeded: keeps our notes in step.
-pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<epoll_event>) {
-    if operation != libc::EPOLL_CTL_DEL
-        && let Some(Entry::Epoll(_)) = fd_table::get(fd)
-    {
-        nested(fd);
-    }
-    let Some(endpoint) = fd_table::stream(fd) else {
-        note_registered(operation, fd);
-        return;
-    };
-    let Some(set) = fd_table::epoll(epoll).or_else(|| adopt(epoll)) else {
-        recall::leave_rings_now(fd, Reason::EpollMode);
-        return;
-    };
-    let mut open = set.open();
-    if let Some(index) = open.find(fd)
-        && let Some(watch) = open.all().get(index).copied()
-    {
-        open.remove_at(index);
-        watch.endpoint.watchers.remove(set);
-    }
-    let Some(event) = event.filter(|_| operation != libc::EPOLL_CTL_DEL) else { return };
-    let watch =
-        Watch { fd, events: event.events, data: event.u64, endpoint, active: false, idle_waits: 0, reported: NOTHING_REPORTED };
-    let noted = endpoint.watchers.insert(set) && open.add(watch);
-    drop(open);
-    if !noted || event.events & KERNEL_MODES != 0 {
-        recall::leave_rings_now(fd, Reason::EpollMode);
-    }
-}
-
-/// Remembers that a socket is in some set: if it is connected later, to a selected name, it stays with the kernel.
-fn note_registered(operation: c_int, fd: c_int) {
-    match fd_table::get(fd) {
-        None if operation == libc::EPOLL_CTL_ADD && init::active().is_some() => {
-            let _ = fd_table::set(fd, Some(Entry::Registered));
-        }
-        Some(Entry::Registered) if operation == libc::EPOLL_CTL_DEL => {
-            let _ = fd_table::set(fd, None);
-        }
-        _ => {}
-    }
-}
-
-/// Held while a set is made for an epoll descriptor.
-static ADOPTING: AtomicU32 = AtomicU32::new(0);
-
-/// In a forked child: whoever held the lock does not exist here.
-pub(crate) fn after_fork_in_child() {
-    ADOPTING.store(0, Relaxed);
-}
-
-/// An epoll descriptor that was made before we were asked: notes begin now.
-fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
-    init::active()?;
-    // Two threads may add the first streams at the same time: there must be one set.
-    let _guard = lock::acquire(&ADOPTING, process::pid());
-    if let Some(set) = fd_table::epoll(epoll) {
-        return Some(set);
-    }
-    let set = EpollSet::create()?;
-    set.attach();
-    match fd_table::set(epoll, Some(Entry::Epoll(set))) {
-        Ok(previous) => {
-            descriptors::retire(epoll, previous, descriptors::Cause::Stale);
-            Some(set)
-        }
-        Err(()) => None,
-    }
-}
-
-/// The set at `inner` is waited for through another set, where we do not look: its streams stay with the kernel.
-fn nested(inner: c_int) {
-    let Some(set) = fd_table::epoll(inner) else { return };
-    let mut index = 0;
-    loop {
-        let watch = set.open().all().get(index).copied();
-        let Some(watch) = watch else { return };
-        recall::leave_rings_now(watch.fd, Reason::EpollMode);
-        index += 1;
-    }
-}
+pub(super) const READABLE: u32 = state::READABLE.cast_unsigned() as u32;
 
 /// Waits for the set. `kernel` is the real wait with the program's signal mask: into the array, for at most the time given.
 pub(crate) fn wait(
     set: &'static EpollSet,
     events: &mut [epoll_event],
     deadline: Deadline,
-    mut kernel: impl FnMut(&mut [epoll_event], Option<timespec>) -> Result<usize>,
+    mut kernel: impl FnMut(&mut [epoll_event], Option<timespec>, Masked) -> Result<usize>,
 ) -> Result<usize> {
     loop {
         heed(set);
-        let first = if set.kernel_first.swap(0, Relaxed) == 1 { ask(set, events, 0, Deadline::Now, &mut kernel)? } else { 0 };
+        let first =
+            if set.kernel_first.swap(0, Relaxed) == 1 { ask(set, events, 0, Deadline::Now, Masked::No, &mut kernel)? } else { 0 };
         let ready = collect(set, events, first);
         if ready > 0 {
             return Ok(also_kernel(set, events, ready, &mut kernel));
         }
         if deadline == Deadline::Now {
-            return ask(set, events, 0, Deadline::Now, &mut kernel);
+            return ask(set, events, 0, Deadline::Now, Masked::Yes, &mut kernel);
         }
         if has_active(set) && set.spin.spin(|| peek(set)) {
             continue;
         }
         set.sleepers.fetch_add(1, AcqRel);
         fence(SeqCst);
-        let asked = if leave_to_kernel(set) || heed(set) { Ok(0) } else { ask(set, events, 0, deadline, &mut kernel) };
+        let asked = if leave_to_kernel(set) || heed(set) { Ok(0) } else { ask(set, events, 0, deadline, Masked::Yes, &mut kernel) };
         take_back(set);
         set.sleepers.fetch_sub(1, AcqRel);
         match asked {
             // A doorbell that was too late, or something that became ready just before the wait.
-            Ok(0) if peek(set) || deadline.left().is_none_or(|left| left.tv_sec > 0 || left.tv_nsec > 0) => {}
+            Ok(0) if peek(set) => {}
+            Ok(0) if deadline.left().is_none_or(|left| left.tv_sec > 0 || left.tv_nsec > 0) => sys::yield_now(),
             asked => return asked,
         }
     }
 }
 
 /// Whether a stream of the set may be in a ring: otherwise the kernel's wait is all there is to do.
-pub(crate) fn concerns_us(set: &EpollSet) -> bool {
+pub(crate) fn concerns_us(set: &'static EpollSet) -> bool {
     let mut open = set.open();
-    open.all().iter().any(|watch| watch.endpoint.slot().is_some_and(|slot| watch.endpoint.segment(slot).is_some()))
+    set.once.load(Relaxed) != 0
+        || open.all().iter().any(|watch| watch.endpoint.slot().is_some_and(|slot| watch.endpoint.segment(slot).is_some()))
 }
 
 /// Looks at every stream again if somebody took a doorbell that a wait might rely on.
-fn heed(set: &EpollSet) -> bool {
+pub(super) fn heed(set: &'static EpollSet) -> bool {
     if set.attention.load(Relaxed) == 0 || set.attention.swap(0, AcqRel) == 0 {
         return false;
     }
@@ -169,15 +85,18 @@ fn heed(set: &EpollSet) -> bool {
     true
 }
 
-fn has_active(set: &EpollSet) -> bool {
+fn has_active(set: &'static EpollSet) -> bool {
     set.open().active().iter().any(in_ring)
 }
 
 /// What the rings say of one record, without asking the kernel and without reporting it.
-fn ready_events(watch: &Watch) -> u32 {
+pub(super) fn ready_events(watch: &Watch) -> u32 {
     let Some(slot) = watch.endpoint.slot() else { return 0 };
     // The record keeps the segment mapped: a connection leaves its sets before it is let go.
     let Some(segment) = watch.endpoint.segment(slot) else { return 0 };
+    if !oneshot::is_armed(watch) {
+        return 0;
+    }
     let mut ready = u32::from(state::from_rings(slot, &segment).cast_unsigned()) & watch.events;
     if watch.events & EDGE != 0 {
         let tail = segment.rx().tail.load(Acquire);
@@ -189,36 +108,50 @@ fn ready_events(watch: &Watch) -> u32 {
     ready
 }
 
-/// Notes that what has arrived so far is reported.
+/// Notes that what has arrived so far is reported, and room with it.
 fn mark_reported(watch: &mut Watch) {
     if let Some(segment) = watch.endpoint.slot().and_then(|slot| watch.endpoint.segment(slot)) {
         watch.reported = segment.rx().tail.load(Acquire);
+        watch.refusals = refusals(watch);
     }
 }
 
-fn peek(set: &EpollSet) -> bool {
+fn peek(set: &'static EpollSet) -> bool {
     set.open().active().iter().any(|watch| ready_events(watch) != 0)
 }
 
 /// Adds what the active streams' rings say to the first `used` events; how many there are then.
-fn collect(set: &EpollSet, events: &mut [epoll_event], used: usize) -> usize {
+fn collect(set: &'static EpollSet, events: &mut [epoll_event], used: usize) -> usize {
     let (known, room) = events.split_at_mut(used.min(events.len()));
     let mut open = set.open();
     let active = open.active();
     let mut count = 0;
+    let mut once = None;
     for watch in active.iter_mut() {
-        let Some(event) = room.get_mut(count) else { break };
+        let Some(event) = room.get_mut(count).filter(|_| once.is_none()) else { break };
         let ready = ready_events(watch);
         let reported = known.iter().any(|event| { event.u64 } == watch.data);
         if ready != 0 && !reported {
             *event = epoll_event { events: ready, u64: watch.data };
             mark_reported(watch);
             count += 1;
+            if oneshot::is_one(watch) {
+                watch.armed = false;
+                once = Some(*watch); // one in a wait: the kernel is told when the set is let go
+            }
         }
     }
     // Whoever did not fit comes first next time.
     if count == room.len() && count < active.len() {
         active.rotate_left(count);
+    }
+    drop(open);
+    if let Some(watch) = once {
+        // All that there is to tell, since nothing follows before it is armed again.
+        if let Some(event) = count.checked_sub(1).and_then(|last| room.get_mut(last)) {
+            event.events |= all_events(&watch);
+        }
+        oneshot::disarm_in_kernel(set, &watch);
     }
     used + count
 }
@@ -229,7 +162,7 @@ fn also_kernel(
     set: &'static EpollSet,
     events: &mut [epoll_event],
     ready: usize,
-    kernel: &mut impl FnMut(&mut [epoll_event], Option<timespec>) -> Result<usize>,
+    kernel: &mut impl FnMut(&mut [epoll_event], Option<timespec>, Masked) -> Result<usize>,
 ) -> usize {
     if clock::ticks().wrapping_sub(set.asked.load(Relaxed)) <= ASK_US * clock::ticks_per_us() {
         return ready;
@@ -238,7 +171,7 @@ fn also_kernel(
         set.kernel_first.store(1, Relaxed);
         return ready;
     }
-    ask(set, events, ready, Deadline::Now, kernel).unwrap_or(ready)
+    ask(set, events, ready, Deadline::Now, Masked::No, kernel).unwrap_or(ready)
 }
 
 /// The real wait into the array behind its first `used` events, and what its events mean. How many there are then. A stream that is
@@ -248,11 +181,21 @@ fn ask(
     events: &mut [epoll_event],
     used: usize,
     deadline: Deadline,
-    kernel: &mut impl FnMut(&mut [epoll_event], Option<timespec>) -> Result<usize>,
+    masked: Masked,
+    kernel: &mut impl FnMut(&mut [epoll_event], Option<timespec>, Masked) -> Result<usize>,
 ) -> Result<usize> {
-    let count = kernel(events.get_mut(used..).unwrap_or_default(), deadline.left())?;
+    let count = kernel(events.get_mut(used..).unwrap_or_default(), deadline.left(), masked)?;
     set.asked.store(clock::ticks(), Relaxed);
+    Ok(understand(set, events, used, count))
+}
+
+/// What `count` events that the kernel wrote behind the first `used` mean. How many there are then.
+fn understand(set: &'static EpollSet, events: &mut [epoll_event], used: usize, count: usize) -> usize {
     let mut kept = used;
+    let ends = (libc::EPOLLHUP | libc::EPOLLRDHUP | libc::EPOLLERR).cast_unsigned();
+    if events.iter().skip(used).take(count).any(|event| { event.events } & ends != 0) {
+        set.asked.store(0, Relaxed); // the rings do not know of every end: the kernel is asked again with them
+    }
     for index in used..used + count {
         let Some(event) = events.get(index).copied() else { break };
         let Some(event) = interpret(set, event) else { continue };
@@ -264,46 +207,90 @@ fn ask(
             kept += 1;
         }
     }
-    Ok(kept)
+    kept
+}
+
+/// After a wait that began when no ring concerned the set: what the first `count` events mean now. How many are left.
+pub(crate) fn review(set: &'static EpollSet, events: &mut [epoll_event], count: usize) -> usize {
+    understand(set, events, 0, count)
 }
 
 /// The event as the program gets it: unchanged unless its data is that of a stream in a ring.
-fn interpret(set: &'static EpollSet, event: epoll_event) -> Option<epoll_event> {
+fn interpret(set: &'static EpollSet, mut event: epoll_event) -> Option<epoll_event> {
     let data = event.u64;
     let watch = {
         let mut open = set.open();
-        let found = open.all().iter().position(|watch| watch.data == data && in_ring(watch));
+        let found = open
+            .all()
+            .iter()
+            .position(|watch| watch.data == data && (in_ring(watch) || oneshot::is_one(watch) || watch.events & EDGE != 0));
         let Some(index) = found else { return Some(event) };
-        let watch = open.all().get(index).copied();
+        let watch = open.all().get_mut(index).map(|watch| {
+            let before = *watch;
+            watch.armed = false; // in the kernel too, now
+            watch.nudged = false;
+            watch.bells = bells(watch);
+            if event.events & WRITABLE != 0 && !in_ring(watch) {
+                watch.refusals = refusals(watch); // the kernel has told of room
+            }
+            before
+        });
         open.activate(index);
         watch
     };
     let Some(watch) = watch else { return Some(event) };
+    if !oneshot::is_armed(&watch) {
+        return None;
+    }
+    if watch.nudged {
+        event.events &= !WRITABLE | watch.events;
+        if !oneshot::is_one(&watch) {
+            oneshot::arm_in_kernel(set, &watch);
+        }
+    }
     // Without the set's lock: taking doorbells needs the stream's, and the order is stream before set nowhere.
-    let Some(rx) = lock_stream(watch.fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, watch.endpoint)) else {
-        return Some(event); // closed under its number, but alive as a duplicate: the kernel's word stands
-    };
+    let Some((fd, rx)) = lock_watched(&watch) else { return Some(event) };
     let Some(segment) = rx.segment else { return Some(event) };
-    let before = rx.slot.doorbell_rx_bytes.load(Relaxed);
-    let revents = state::interpret(watch.fd, &rx, &segment, low_bits(watch.events), low_bits(event.events));
+    let refused = refusals(&watch);
+    let revents = state::interpret(fd, &rx, &segment, low_bits(watch.events), low_bits(event.events));
     let mut ready = (event.events & !0xffff) | u32::from(revents.cast_unsigned());
-    if watch.events & EDGE != 0 && ready & READABLE != 0 && !is_new_edge(set, &watch, &segment, event.events) {
+    if watch.events & EDGE != 0
+        && ready & READABLE != 0
+        && rx.slot.rx_mode.load(Relaxed) == MODE_RING
+        && !is_new_edge(set, &watch, fd, rx.slot, &segment, event.events)
+    {
         ready &= !READABLE;
     }
+    // An arrival that was reported before; or doorbells: taken since this record was looked at (also for another record of the same
+    // stream), or still there because somebody else may need them.
+    let explained = revents != 0 || bells(&watch) != watch.bells || sys::poll_now(fd, libc::POLLIN).unwrap_or(0) != 0;
+    if watch.events & EDGE != 0 && ready & !WRITABLE == 0 && !is_new_room(set, &watch, rx.slot) {
+        ready = 0;
+    }
     drop(rx);
+    if ready & WRITABLE != 0 && watch.events & EDGE != 0 {
+        note_room(set, &watch, refused);
+    }
     if ready != 0 {
         return Some(epoll_event { events: ready, u64: data });
     }
-    // Readable, the ring empty, and no doorbell to take: the event may be another descriptor's with the same data.
-    let unexplained = revents.cast_unsigned() == 0 && slot_doorbells(&watch) == before;
-    unexplained.then_some(event)
+    if oneshot::is_one(&watch) {
+        let mut open = set.open();
+        let same = open.find(watch.fd).and_then(|index| open.all().get_mut(index));
+        same.into_iter().for_each(|same| same.armed = true);
+        drop(open);
+        oneshot::arm_in_kernel(set, &watch);
+        return None;
+    }
+    // Not a doorbell either: the event may be another descriptor's with the same data.
+    (!explained).then_some(event)
 }
 
 /// Edge-triggered: whether bytes have arrived since the last report, or the peer has ended the stream.
-fn is_new_edge(set: &EpollSet, watch: &Watch, segment: &tssx_core::segment::Segment, events: u32) -> bool {
+fn is_new_edge(set: &'static EpollSet, watch: &Watch, fd: c_int, slot: &Slot, segment: &Segment, events: u32) -> bool {
     let ended = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR).cast_unsigned();
     let tail = segment.rx().tail.load(Acquire);
-    let fresh = tail != watch.reported || events & ended != 0;
+    let fresh = tail != watch.reported || events & ended != 0 || switchover::kernel_follows(fd, slot, segment);
     let mut open = set.open();
     if let Some(index) = open.find(watch.fd)
         && let Some(watch) = open.all().get_mut(index)
@@ -313,7 +300,44 @@ fn is_new_edge(set: &EpollSet, watch: &Watch, segment: &tssx_core::segment::Segm
     fresh
 }
 
-fn slot_doorbells(watch: &Watch) -> u64 {
+/// Edge-triggered, and nothing but room to tell: whether a send has found too little since the last report. Doorbells that are taken, and the send
+/// buffer's change at the switch, make the kernel report room that was there all the time.
+fn is_new_room(set: &'static EpollSet, watch: &Watch, slot: &Slot) -> bool {
+    if slot.tx_mode.load(Relaxed) != MODE_RING {
+        return true;
+    }
+    let refusals = refusals(watch);
+    let mut open = set.open();
+    let index = open.find(watch.fd);
+    let record = index.and_then(|index| open.all().get_mut(index));
+    record.is_none_or(|record| core::mem::replace(&mut record.refusals, refusals) != refusals)
+}
+
+/// Edge-triggered: room is about to be reported, as of the refusals that were known when the record was looked at.
+fn note_room(set: &'static EpollSet, watch: &Watch, refusals: u64) {
+    let mut open = set.open();
+    let index = open.find(watch.fd);
+    let record = index.and_then(|index| open.all().get_mut(index));
+    record.into_iter().for_each(|record| record.refusals = refusals);
+}
+
+/// What rings and kernel say of one record.
+fn all_events(watch: &Watch) -> u32 {
+    let Some((fd, rx)) = lock_watched(watch) else { return 0 };
+    let Some(segment) = rx.segment else { return 0 };
+    let wanted = low_bits(watch.events);
+    u32::from(state::interpret(fd, &rx, &segment, wanted, sys::poll_now(fd, wanted).unwrap_or(0)).cast_unsigned())
+}
+
+/// Sends that found too little room, and in the highest bit whether the peer has said that it ends: that too is an edge of room.
+fn refusals(watch: &Watch) -> u64 {
+    let ending =
+        watch.endpoint.slot().and_then(|slot| watch.endpoint.segment(slot)).is_some_and(|segment| doorbell::peer_ending(&segment));
+    watch.endpoint.refusals.load(Relaxed) & (u64::MAX >> 1) | u64::from(ending) << 63
+}
+
+/// Doorbells of the stream that were taken.
+fn bells(watch: &Watch) -> u64 {
     watch.endpoint.slot().map_or(0, |slot| slot.doorbell_rx_bytes.load(Relaxed))
 }
 
@@ -328,7 +352,7 @@ fn low_bits(events: u32) -> i16 {
 }
 
 /// Announces a watcher on every active stream. True if one is ready after all.
-fn leave_to_kernel(set: &'static EpollSet) -> bool {
+pub(super) fn leave_to_kernel(set: &'static EpollSet) -> bool {
     let (mut index, mut version) = (0, set.open().version());
     loop {
         // A copy: taking doorbells needs the stream's lock, which is never taken inside the set's.
@@ -351,7 +375,7 @@ fn leave_to_kernel(set: &'static EpollSet) -> bool {
 
 /// After the kernel's wait: streams that were busy lately are looked at in user space again, and need no doorbell for their next
 /// bytes; the others stay with the kernel.
-fn take_back(set: &'static EpollSet) {
+pub(super) fn take_back(set: &'static EpollSet) {
     let mut index = 0;
     loop {
         let next = set.open().active().get(index).copied();
@@ -390,10 +414,8 @@ enum AfterWait {
 }
 
 /// Withdraws the announcement of a stream that was busy lately, if nobody else can be relying on it.
-fn look_after_wait(set: &EpollSet, watch: &Watch) -> AfterWait {
-    let Some(rx) = lock_stream(watch.fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, watch.endpoint)) else {
-        return AfterWait::Quiet;
-    };
+fn look_after_wait(set: &'static EpollSet, watch: &Watch) -> AfterWait {
+    let Some((_, rx)) = lock_watched(watch) else { return AfterWait::Quiet };
     let Some(segment) = rx.segment.filter(|_| rx.slot.rx_mode.load(Relaxed) == MODE_RING) else { return AfterWait::Quiet };
     let bytes = state::from_rings(rx.slot, &segment) & state::READABLE != 0;
     // Announced still, under the lock: whoever takes a doorbell that is rung from now on announces again.
@@ -406,16 +428,20 @@ fn look_after_wait(set: &EpollSet, watch: &Watch) -> AfterWait {
     if bytes { AfterWait::Busy } else { AfterWait::Quiet }
 }
 
+/// The watched stream, locked, with a descriptor that leads to it: the one that was added, or a duplicate that has outlived it.
+pub(super) fn lock_watched(watch: &Watch) -> Option<(c_int, Locked)> {
+    let own = |fd: c_int| lock_stream(fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, watch.endpoint)).map(|rx| (fd, rx));
+    own(watch.fd).or_else(|| fd_table::find_stream(watch.endpoint).and_then(own))
+}
+
 fn announce(watch: &Watch) -> bool {
-    let Some(rx) = lock_stream(watch.fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, watch.endpoint)) else {
-        return false;
-    };
+    let Some((fd, rx)) = lock_watched(watch) else { return false };
     let Some(segment) = rx.segment else { return false };
-    state::prepare_to_wait(watch.fd, &rx, &segment)
+    state::prepare_to_wait(fd, &rx, &segment)
 }
 
 /// The ring holds bytes; are they an event for this record?
-fn is_still_ready(set: &EpollSet, watch: &Watch) -> bool {
+fn is_still_ready(set: &'static EpollSet, watch: &Watch) -> bool {
     let mut open = set.open();
     let index = open.find(watch.fd);
     index.and_then(|index| open.all().get(index)).is_some_and(|watch| ready_events(watch) != 0)

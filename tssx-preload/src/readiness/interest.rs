@@ -13,12 +13,11 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, fence};
 
-use tssx_core::lock::{self, Guard};
 use tssx_core::sys;
 
 use crate::endpoint::Endpoint;
 use crate::memory::{Pool, Pooled, ZeroInit};
-use crate::process;
+use crate::process::held::{self, Held, Kind};
 use crate::socket::wait::SpinBudget;
 
 /// Epoll sets one connection can be in.
@@ -34,16 +33,24 @@ pub(crate) struct Watch {
     pub(crate) data: u64,
     pub(crate) endpoint: &'static Endpoint,
     pub(crate) active: bool,
+    /// With EPOLLONESHOT: not reported since the program armed it.
+    pub(crate) armed: bool,
+    /// The kernel was asked to report it at once, for bytes that it does not know of ([`super::oneshot::nudge`]).
+    pub(crate) nudged: bool,
     /// Kernel waits in a row that brought this stream nothing.
     pub(crate) idle_waits: u8,
     /// Edge-triggered: ring position up to which arrivals were reported; `u64::MAX` when none was.
     pub(crate) reported: u64,
+    /// Edge-triggered: how many sends had been refused when room was reported; `u64::MAX` when it was not.
+    pub(crate) refusals: u64,
+    /// Doorbells that had been taken when a kernel event of this stream was looked at last.
+    pub(crate) bells: u64,
 }
 
 /// What is noted about one epoll instance. Zero is an unused set.
 #[repr(C)]
 pub(crate) struct EpollSet {
-    lock: AtomicU32,
+    lock: AtomicU64,
     descriptors: AtomicU32,
     /// Threads that may be in the kernel's wait for this set.
     pub(crate) sleepers: AtomicU32,
@@ -51,6 +58,9 @@ pub(crate) struct EpollSet {
     pub(crate) attention: AtomicU32,
     /// 1 when rings filled the program's array while the kernel was due: it is asked before them next time.
     pub(crate) kernel_first: AtomicU32,
+    /// 1 once a stream was added with EPOLLONESHOT or EPOLLET: what the kernel reports must be seen here, whether rings are concerned
+    /// or not.
+    pub(crate) once: AtomicU32,
     /// When the kernel was asked last, in ticks.
     pub(crate) asked: AtomicU64,
     pub(crate) spin: SpinBudget,
@@ -84,7 +94,7 @@ static POOL: Pool<EpollSet> = Pool::new();
 /// A set, locked.
 pub(crate) struct Open<'a> {
     records: &'a mut Records,
-    _guard: Guard<'a>,
+    _held: Held,
 }
 
 impl EpollSet {
@@ -95,6 +105,7 @@ impl EpollSet {
         set.sleepers.store(0, Relaxed);
         set.attention.store(0, Relaxed);
         set.kernel_first.store(0, Relaxed);
+        set.once.store(0, Relaxed);
         set.asked.store(0, Relaxed);
         set.spin.reset();
         Some(set)
@@ -119,10 +130,10 @@ impl EpollSet {
     }
 
     /// Locks the set.
-    pub(crate) fn open(&self) -> Open<'_> {
-        let guard = lock::acquire(&self.lock, process::pid());
+    pub(crate) fn open(&'static self) -> Open<'static> {
+        let held = held::acquire(&self.lock, Kind::Other);
         // SAFETY: the lock is held as long as the reference lives.
-        Open { records: unsafe { &mut *self.records.get() }, _guard: guard }
+        Open { records: unsafe { &mut *self.records.get() }, _held: held }
     }
 
     /// In a forked child: whoever held the lock or slept does not exist here.

@@ -3,27 +3,46 @@
 use core::ffi::c_int;
 
 use libc::{pollfd, timespec};
+use tssx_core::sys;
 
 use super::deadline::Deadline;
 use super::state::{self, READABLE};
+use super::{epoll, nested};
 use crate::endpoint::{Way, lock_stream};
 use crate::errno::Result;
-use crate::fd_table;
+use crate::fd_table::{self, Entry};
 use crate::socket::wait::SpinBudget;
 
 /// How long spinning pays for poll and select, learned for the process as a whole: a set has no identity between calls.
 static SPIN: SpinBudget = SpinBudget::new();
 
-/// Whether any descriptor of the set has a ring.
-pub(crate) fn concerns_us(fds: &[pollfd]) -> bool {
-    fds.iter().any(|entry| fd_table::stream(entry.fd).is_some() && state::look(entry.fd).is_some())
+/// Whether the real wait gets the program's signal mask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Masked {
+    Yes,
+    No,
 }
 
-/// Waits for the set. `kernel` is the real ppoll, with the program's signal mask, on the same array.
+/// Whether any descriptor of the set has a ring.
+pub(crate) fn concerns_us(fds: &[pollfd]) -> bool {
+    fds.iter().any(|entry| look_at(entry.fd).is_some())
+}
+
+/// What the rings say of one descriptor; `None` if none concerns it.
+pub(super) fn look_at(fd: c_int) -> Option<i16> {
+    match fd_table::get(fd)? {
+        Entry::Stream(_) => state::look(fd),
+        Entry::Epoll(set) => epoll::concerns_us(set).then(|| nested::look(set)),
+        _ => None,
+    }
+}
+
+/// Waits for the set. `kernel` is the real ppoll on the same array, with the program's signal mask where the call may wait: where
+/// something is ready, the kernel looks at that first and lets no pending signal through.
 pub(crate) fn poll(
     fds: &mut [pollfd],
     deadline: Deadline,
-    mut kernel: impl FnMut(&mut [pollfd], Option<&timespec>) -> Result<c_int>,
+    mut kernel: impl FnMut(&mut [pollfd], Option<&timespec>, Masked) -> Result<c_int>,
 ) -> Result<c_int> {
     loop {
         let ready = look(fds);
@@ -32,7 +51,8 @@ pub(crate) fn poll(
         }
         if ready > 0 || deadline == Deadline::Now {
             // What the rings said may be gone by now (another thread took it): then this call goes on waiting.
-            match ask(fds, Deadline::Now, &mut kernel)? {
+            let masked = if ready > 0 { Masked::No } else { Masked::Yes };
+            match ask(fds, Deadline::Now, masked, &mut kernel)? {
                 0 if deadline != Deadline::Now => {}
                 count => return Ok(count),
             }
@@ -41,11 +61,11 @@ pub(crate) fn poll(
             continue;
         }
         let waiting = arm(fds);
-        let asked = if waiting.ready { Ok(1) } else { ask(fds, deadline, &mut kernel) };
+        let asked = if waiting.ready { Ok(1) } else { ask(fds, deadline, Masked::Yes, &mut kernel) };
         disarm(fds, waiting.armed);
         match asked {
             // Woken for nothing (a doorbell that was too late): wait for the rest of the time.
-            Ok(0) if deadline.left().is_none_or(|left| left.tv_sec > 0 || left.tv_nsec > 0) => {}
+            Ok(0) if deadline.left().is_none_or(|left| left.tv_sec > 0 || left.tv_nsec > 0) => sys::yield_now(),
             Ok(_) if waiting.ready => {}
             asked => return asked,
         }
@@ -56,7 +76,7 @@ pub(crate) fn poll(
 fn look(fds: &mut [pollfd]) -> c_int {
     let mut count = 0;
     for entry in fds {
-        entry.revents = if entry.fd < 0 { 0 } else { state::look(entry.fd).unwrap_or(0) & entry.events };
+        entry.revents = if entry.fd < 0 { 0 } else { look_at(entry.fd).unwrap_or(0) & entry.events };
         count += c_int::from(entry.revents != 0);
     }
     count
@@ -66,21 +86,31 @@ fn look(fds: &mut [pollfd]) -> c_int {
 fn ask(
     fds: &mut [pollfd],
     deadline: Deadline,
-    kernel: &mut impl FnMut(&mut [pollfd], Option<&timespec>) -> Result<c_int>,
+    masked: Masked,
+    kernel: &mut impl FnMut(&mut [pollfd], Option<&timespec>, Masked) -> Result<c_int>,
 ) -> Result<c_int> {
     let left = deadline.left();
-    kernel(fds, left.as_ref())?;
+    kernel(fds, left.as_ref(), masked)?;
     let mut count = 0;
     for entry in fds {
-        if entry.fd >= 0
-            && let Some(rx) = lock_stream(entry.fd, Way::Rx)
-            && let Some(segment) = rx.segment.filter(|segment| state::concerns_us(rx.slot, segment))
-        {
-            entry.revents = state::interpret(entry.fd, &rx, &segment, entry.events, entry.revents);
+        if entry.fd >= 0 {
+            entry.revents = interpret(entry);
         }
         count += c_int::from(entry.revents != 0);
     }
     Ok(count)
+}
+
+/// What the kernel's answer for one entry means.
+fn interpret(entry: &pollfd) -> i16 {
+    if let Some(set) = fd_table::epoll(entry.fd).filter(|set| epoll::concerns_us(set)) {
+        return nested::interpret(entry.fd, set, entry.events, entry.revents);
+    }
+    let Some(rx) = lock_stream(entry.fd, Way::Rx) else { return entry.revents };
+    match rx.segment.filter(|segment| state::concerns_us(rx.slot, segment)) {
+        Some(segment) => state::interpret(entry.fd, &rx, &segment, entry.events, entry.revents),
+        None => entry.revents,
+    }
 }
 
 struct Armed {
@@ -92,7 +122,7 @@ struct Armed {
 
 fn arm(fds: &[pollfd]) -> Armed {
     for (index, entry) in fds.iter().enumerate() {
-        if entry.fd >= 0 && entry.events & READABLE != 0 && state::arm(entry.fd) {
+        if entry.fd >= 0 && entry.events & READABLE != 0 && arm_one(entry.fd) {
             return Armed { armed: index + 1, ready: true };
         }
     }
@@ -101,6 +131,16 @@ fn arm(fds: &[pollfd]) -> Armed {
 
 fn disarm(fds: &[pollfd], armed: usize) {
     for entry in fds.iter().take(armed).filter(|entry| entry.fd >= 0 && entry.events & READABLE != 0) {
-        state::disarm(entry.fd);
+        match fd_table::epoll(entry.fd) {
+            Some(set) => nested::disarm(set),
+            None => state::disarm(entry.fd),
+        }
+    }
+}
+
+fn arm_one(fd: c_int) -> bool {
+    match fd_table::epoll(fd) {
+        Some(set) => nested::arm(set),
+        None => state::arm(fd),
     }
 }

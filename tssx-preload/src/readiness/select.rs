@@ -8,9 +8,8 @@ use core::ffi::{c_int, c_ulong};
 
 use libc::{fd_set, pollfd};
 
-use super::state;
+use super::poll;
 use crate::errno::{Errno, Result};
-use crate::fd_table;
 
 /// Descriptors a translated call can have; FD_SETSIZE. Larger sets (some programs allocate them) are for the kernel only.
 pub(crate) const DESCRIPTORS_MAX: usize = 1024;
@@ -63,7 +62,7 @@ impl Sets {
     pub(crate) fn concern_us(self) -> bool {
         (0..self.count).any(|fd| {
             let number = c_int::try_from(fd).unwrap_or(-1);
-            fd_table::stream(number).is_some() && self.events(fd) != 0 && state::look(number).is_some()
+            self.events(fd) != 0 && poll::look_at(number).is_some()
         })
     }
 

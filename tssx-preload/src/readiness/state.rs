@@ -3,14 +3,14 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use tssx_core::doorbell::{self, Drained};
-use tssx_core::layout::{ASLEEP_WATCHER, CONSENT_GIVEN, STATE_KERNEL};
+use tssx_core::layout::STATE_KERNEL;
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, switchover, sys};
+use tssx_core::{clock, doorbell, switchover, sys};
 
 use crate::endpoint::{Locked, Way, lock_stream};
+use crate::process::log;
 use crate::socket::{recall, reset};
 
 /// poll(2)'s names for "bytes can be read", and for "bytes can be written".
@@ -61,14 +61,15 @@ pub(crate) fn look(fd: c_int) -> Option<i16> {
     let rx = lock_stream(fd, Way::Rx)?;
     let segment = rx.segment?;
     concerns_us(rx.slot, &segment).then(|| {
-        switch_if_due(&rx, &segment);
+        switch_if_due(fd, &rx, &segment);
         from_rings(rx.slot, &segment)
     })
 }
 
-fn switch_if_due(rx: &Locked, segment: &Segment) {
-    if rx.slot.rx_mode.load(Relaxed) == MODE_KERNEL && segment.rx().consent.load(Relaxed) == CONSENT_GIVEN {
+fn switch_if_due(fd: c_int, rx: &Locked, segment: &Segment) {
+    if rx.slot.rx_mode.load(Relaxed) == MODE_KERNEL && switchover::has_consented(segment) {
         let _ = switchover::arrival(rx.slot, segment);
+        log::say_if_receiving(fd, rx.slot);
     }
 }
 
@@ -78,8 +79,10 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
     if recall::is_due(rx.slot, segment) {
         recall::answer(fd);
     }
-    switch_if_due(rx, segment);
-    rx.endpoint.asked.store(clock::ticks(), Relaxed);
+    switch_if_due(fd, rx, segment);
+    // An end that nobody has announced in the segment is known to the kernel alone: it must be asked again.
+    let ends = revents & (libc::POLLHUP | libc::POLLRDHUP | libc::POLLERR) != 0;
+    rx.endpoint.asked.store(if ends { 0 } else { clock::ticks() }, Relaxed);
     let mut ready = revents;
     if rx.slot.rx_mode.load(Relaxed) == MODE_RING {
         if from_rings(rx.slot, segment) & READABLE != 0 {
@@ -105,12 +108,16 @@ fn is_end(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
     if switchover::try_resume(fd, rx.slot, segment) {
         return kernel_is_readable(fd);
     }
-    let drained = doorbell::drain(fd, rx.slot, segment);
-    if rx.endpoint.watchers.any() && matches!(drained, Drained::Empty(1..)) {
-        doorbell::announce(segment, ASLEEP_WATCHER);
+    let stale = doorbell::stale(rx.slot, segment);
+    if from_rings(rx.slot, segment) & READABLE != 0 {
+        return true;
+    }
+    let taken = if stale > 0 { doorbell::take_doorbells(fd, rx.slot, segment, stale) } else { 0 };
+    if rx.endpoint.watchers.any() && taken > 0 {
+        doorbell::announce(segment);
     }
     let bytes = from_rings(rx.slot, segment) & READABLE != 0;
-    bytes || !matches!(drained, Drained::Empty(_)) || (switchover::try_resume(fd, rx.slot, segment) && kernel_is_readable(fd))
+    bytes || doorbell::is_at_end(fd) || (switchover::try_resume(fd, rx.slot, segment) && kernel_is_readable(fd))
 }
 
 /// Back on the kernel socket: its readiness is the program's again.
@@ -129,16 +136,17 @@ pub(crate) fn arm(fd: c_int) -> bool {
 
 /// Takes stale doorbells, announces a watcher, and looks again.
 pub(crate) fn prepare_to_wait(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
-    switch_if_due(rx, segment);
+    switch_if_due(fd, rx, segment);
     if rx.slot.rx_mode.load(Relaxed) != MODE_RING {
         // The kernel knows; if the peer switches meanwhile, it rings (the segment is born with a watcher announced).
         return false;
     }
     let empty = || from_rings(rx.slot, segment) & READABLE == 0;
-    if empty() && doorbell::outstanding(rx.slot, segment) {
-        doorbell::take_doorbells(fd, rx.slot, segment);
+    let stale = doorbell::stale(rx.slot, segment);
+    if stale > 0 && empty() {
+        doorbell::take_doorbells(fd, rx.slot, segment, stale);
     }
-    doorbell::announce(segment, ASLEEP_WATCHER);
+    doorbell::announce(segment);
     !empty() || switchover::try_resume(fd, rx.slot, segment)
 }
 

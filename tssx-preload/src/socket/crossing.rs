@@ -3,58 +3,73 @@
 //! So the count is exact at every moment, and a doorbell that announces the first bytes in the ring is told from data
 //! by its position (tssx-core's switchover.rs). Waiting is done by looking (MSG_PEEK), which takes nothing.
 
-#![allow(unsafe_code, reason = "hands the caller's memory to the kernel")]
+#![allow(unsafe_code, reason = "hands the caller's memory to the kernel and to the ring")]
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use libc::iovec;
+use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
 use tssx_core::switchover::{self, Arrival};
 use tssx_core::sys;
 
-use super::receive::{Call, Step};
+use super::abandon::guarded;
+use super::receive::{Call, Step, holds_bytes};
 use super::{fallback, reset, wait};
 use crate::endpoint::Locked;
-use crate::errno::Errno;
+use crate::errno::{self, Errno};
+use crate::next;
+use crate::process::log;
+use crate::user_memory::Access;
 
-/// Parts handed to the kernel in one call here; a read that returns fewer bytes than asked for is always allowed.
-const PARTS: usize = 16;
+/// Parts handed to the kernel in one call here; a caller with more goes round again.
+const PARTS: usize = 64;
 
 /// One look at the kernel's queue.
 pub(super) fn step(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
-    let safe = match switchover::safe_bytes(call.fd, rx.slot, segment) {
+    let (fd, slot) = (call.fd, rx.slot);
+    let step = look(call, rx, segment);
+    log::say_if_receiving(fd, slot);
+    step
+}
+
+fn look(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
+    let (arrival, safe) = match switchover::safe_bytes(call.fd, rx.slot, segment) {
         (Arrival::Ring, _) => return Step::Again,
         (Arrival::Corrupt, _) => {
             fallback::mark_corrupt(call.fd, rx.slot);
             return call.finish(Err(Errno(libc::ECONNRESET)));
         }
-        (Arrival::Kernel(_), bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+        (Arrival::Kernel(left), bytes) => (left, usize::try_from(bytes).unwrap_or(usize::MAX)),
     };
     // Nothing that is safe to take: a look tells end of file, an error, or that there is nothing, and takes nothing.
     let received = if safe == 0 { sys::receive(call.fd, &mut [0], libc::MSG_PEEK) } else { receive_now(call, safe) };
     match received {
         Ok(0) => {
             // The peer may have switched, written to the ring and closed since we looked.
-            if switchover::arrival(rx.slot, segment) == Arrival::Ring { Step::Again } else { call.finish(Ok(0)) }
+            if switchover::arrival(rx.slot, segment) == Arrival::Ring {
+                Step::Again
+            } else {
+                call.finish(reset::end_of_file(call.fd, rx.slot, segment))
+            }
         }
         Ok(_) if safe == 0 => Step::Again,
         Ok(received) => {
-            if !call.peeks() {
-                rx.slot.kernel_rx_bytes.fetch_add(received as u64, Relaxed);
-                rx.slot.kernel_rx_calls.fetch_add(1, Relaxed);
-            }
-            call.got += received;
-            let whole = call.flags & libc::MSG_WAITALL == 0 || call.peeks() || call.got >= call.parts.total();
-            if whole { Step::Return(Ok(call.got)) } else { Step::Again }
+            count(call, &rx, received);
+            took(call, &rx, segment, received, safe, arrival)
         }
         Err(Errno::AGAIN) if call.blocks(rx.slot) => {
-            rx.slot.sleeps.fetch_add(1, Relaxed);
-            let (pin, slot) = (rx.pin(), rx.slot);
+            let (endpoint, slot) = (rx.endpoint, rx.slot);
+            slot.sleeps.fetch_add(1, Relaxed);
+            call.keep(&rx);
             drop(rx);
-            let (waited, _) = wait::receive_one(call.fd, true);
-            drop(pin);
+            let partly = call.got > 0;
+            let waited = guarded(&|| endpoint.unpin(), || {
+                if partly { wait::for_event(call.fd, libc::POLLIN) } else { wait::look_for_one(call.fd).map(drop) }
+            });
+            call.waited = waited.map_or_else(Err, |()| call.waited);
             match waited {
-                Ok(_) => Step::Again,
+                Ok(()) => Step::Again,
                 Err(errno) => call.finish(reset::failed(slot, segment, errno)),
             }
         }
@@ -62,8 +77,77 @@ pub(super) fn step(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> St
     }
 }
 
+/// Notes bytes that came from the kernel.
+pub(super) fn count(call: &mut Call<'_, '_>, rx: &Locked, received: usize) {
+    if !call.peeks() {
+        rx.slot.kernel_rx_bytes.fetch_add(received as u64, Relaxed);
+        rx.slot.kernel_rx_calls.fetch_add(1, Relaxed);
+    }
+    call.got += received;
+}
+
+/// Kernel bytes were taken: what else there is for this call now. `left` is what lay before the switch, if that is known.
+fn took(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, received: usize, safe: usize, left: Option<u64>) -> Step {
+    if call.has_descriptors() {
+        return Step::Return(Ok(call.got)); // the kernel ends a receive behind them
+    }
+    if call.peeks() {
+        // A look that saw all up to the switch goes on in the ring, as far as it is there.
+        if call.has_room() && left == Some(received as u64) {
+            call.got += peek_into_ring(call, segment);
+        }
+        return Step::Return(Ok(call.got));
+    }
+    let more = call.has_room()
+        && match switchover::arrival(rx.slot, segment) {
+            Arrival::Ring => holds_bytes(segment),
+            // Cut short by the number of parts.
+            Arrival::Kernel(_) => received < safe && received == first_parts(call, received, safe),
+            Arrival::Corrupt => true,
+        };
+    if call.is_satisfied(rx.slot) && !more { Step::Return(Ok(call.got)) } else { Step::Again }
+}
+
+/// Bytes that the first [`PARTS`] parts had room for, before `received` of them were filled; at most `most`.
+pub(super) fn first_parts(call: &Call<'_, '_>, received: usize, most: usize) -> usize {
+    let mut parts = 0;
+    call.parts.walk(call.got - received, most, |_, length| {
+        parts += 1;
+        if parts <= PARTS { length } else { 0 }
+    })
+}
+
+fn peek_into_ring(call: &Call<'_, '_>, segment: &Segment) -> usize {
+    let Ok(mut consumer) = Consumer::open(segment) else { return 0 };
+    let wanted = (call.parts.total() - call.got).min(usize::try_from(consumer.available()).unwrap_or(0));
+    let good = call.parts.accessible(call.got, wanted, Access::Write);
+    // SAFETY: `walk` passes addresses of the caller's memory, as far as it was found to be writable.
+    call.parts.walk(call.got, good, |to, length| unsafe { consumer.copy_out(to, length) })
+}
+
 /// recvmsg(2) with MSG_DONTWAIT into the caller's memory from where the call stands, at most `limit` bytes.
-fn receive_now(call: &Call<'_, '_>, limit: usize) -> Result<usize, Errno> {
+pub(super) fn receive_now(call: &mut Call<'_, '_>, limit: usize) -> Result<usize, Errno> {
+    let flags = call.flags & (libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC);
+    with_rest(call, limit, |fd, message| {
+        // SAFETY: `with_rest` points the message to the caller's memory, which recv(2) requires to be writable.
+        unsafe { sys::recvmsg(fd, message, flags) }
+    })
+}
+
+/// The same by libc's call, which waits and is a cancellation point; MSG_WAITALL is kept.
+pub(super) fn receive_waiting(call: &mut Call<'_, '_>) -> Result<usize, Errno> {
+    let flags = call.flags & (libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC | libc::MSG_WAITALL);
+    with_rest(call, usize::MAX, |fd, message| {
+        // SAFETY: as above.
+        errno::from_bytes(unsafe { next::recvmsg(fd, message, flags) })
+    })
+}
+
+fn with_rest(
+    call: &mut Call<'_, '_>,
+    limit: usize,
+    receive: impl FnOnce(i32, &mut libc::msghdr) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
     let mut parts = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; PARTS];
     let mut count = 0;
     call.parts.walk(call.got, limit, |to, length| match parts.get_mut(count) {
@@ -81,14 +165,17 @@ fn receive_now(call: &Call<'_, '_>, limit: usize) -> Result<usize, Errno> {
     // SAFETY: null, or the header that the program passed to recvmsg(2), which writes it.
     let header = unsafe { call.message.as_mut() };
     if let Some(header) = &header {
-        (message.msg_name, message.msg_namelen) = (header.msg_name, header.msg_namelen);
-        (message.msg_control, message.msg_controllen) = (header.msg_control, header.msg_controllen);
+        // All the room that the program gave, also if an earlier part of this call has used none of it.
+        (message.msg_name, message.msg_control) = (header.msg_name, header.msg_control);
+        (message.msg_namelen, message.msg_controllen) = call.room;
     }
-    // SAFETY: the parts are the caller's memory, which recv(2) requires to be writable; so are name and control.
-    let result = unsafe { sys::recvmsg(call.fd, &mut message, call.flags & (libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC)) };
-    if let (Some(header), Ok(1..)) = (header, &result) {
+    let result = receive(call.fd, &mut message);
+    // A look whose room is used up still learns what comes with the next message: the kernel has it so.
+    let told = |received: &usize| *received > 0 || (call.flags & libc::MSG_PEEK != 0 && call.got == call.parts.total());
+    if let Some(header) = header.filter(|_| result.as_ref().is_ok_and(told)) {
         (header.msg_namelen, header.msg_controllen, header.msg_flags) =
             (message.msg_namelen, message.msg_controllen, message.msg_flags);
+        call.told = true;
     }
     result
 }

@@ -19,6 +19,7 @@ use super::mailboxes;
 use crate::endpoint::{Endpoint, Way, lock_stream};
 use crate::fd_table::{self, Entry};
 use crate::process::descriptors;
+use crate::process::log::{self, Event};
 use crate::{init, process};
 
 /// Bytes of an address before the name.
@@ -66,9 +67,7 @@ pub(crate) unsafe fn connected(fd: c_int, address: *const sockaddr, length: sock
     {
         // In an epoll set already: we have no note of that set.
         let registered = matches!(fd_table::get(fd), Some(Entry::Registered));
-        let gate = process::enter_gate();
-        Endpoint::select(fd, path, ROLE_CONNECTOR);
-        drop(gate);
+        select(fd, path, ROLE_CONNECTOR);
         if registered {
             give_up(fd, Reason::EpollMode);
         }
@@ -85,12 +84,16 @@ pub(crate) fn accepted(listener: c_int, fd: c_int) {
         _ => look_up_listener(listener),
     };
     match path {
-        Some(path) => {
-            let _gate = process::enter_gate();
-            Endpoint::select(fd, path, ROLE_ACCEPTOR);
-        }
+        Some(path) => select(fd, path, ROLE_ACCEPTOR),
         None => descriptors::clear_stale(fd),
     }
+}
+
+fn select(fd: c_int, path: u32, role: u32) {
+    let gate = process::enter_gate();
+    let selected = Endpoint::select(fd, path, role).is_some();
+    drop(gate);
+    log::say_of_path(Some(fd), path, if selected { Event::Selected } else { Event::NotCounted });
 }
 
 /// Looks the listener's name up once and remembers the answer for the descriptor.
@@ -178,7 +181,11 @@ fn join(fd: c_int, endpoint: &'static Endpoint, segment: Segment) {
     if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0) {
         rx.slot.nonblocking.store(u32::from(flags & libc::O_NONBLOCK != 0), Relaxed);
     }
+    if let Ok(least) = sys::getsockopt::<c_int>(fd, libc::SO_RCVLOWAT) {
+        rx.slot.rx_lowat.store(least.max(1).cast_unsigned(), Relaxed);
+    }
     endpoint.join(segment);
+    super::options::say_ends(endpoint, tx.slot, &segment);
     switchover::publish_counts(tx.slot, &segment);
     let own = segment.own_side();
     own.pid.store(process::pid(), Relaxed);
@@ -192,8 +199,9 @@ fn consent(fd: c_int) {
     let Some(segment) = rx.segment else { return };
     if let Err(reason) = switchover::try_consent(fd, rx.slot, &segment, init::pause_us())
         && let Some(ledger) = init::ledger()
+        && slots::mark_plain(ledger, rx.slot, reason)
     {
-        slots::mark_plain(ledger, rx.slot, reason);
+        log::say(fd, rx.slot, Event::Plain(reason));
     }
 }
 
@@ -203,7 +211,7 @@ pub(crate) fn give_up(fd: c_int, reason: Reason) {
     if let Some(segment) = tx.segment {
         segment.own_side().refused.store(1, Release);
     }
-    if let Some(ledger) = init::ledger() {
-        slots::mark_plain(ledger, tx.slot, reason);
+    if init::ledger().is_some_and(|ledger| slots::mark_plain(ledger, tx.slot, reason)) {
+        log::say(fd, tx.slot, Event::Plain(reason));
     }
 }

@@ -1,23 +1,27 @@
 //! Leaving the ring for what it cannot carry, without splitting the stream.
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
-use tssx_core::ledger::layout::{MODE_RING, Slot};
+use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::reason::Reason;
 use tssx_core::{doorbell, switchover};
 
-use super::{establish, wait};
+use super::abandon::guarded;
+use super::{establish, reset, wait};
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{Errno, Result};
+use crate::process::log::{self, Event};
 
-/// Flags of send(2) that mean the same for a ring.
-pub(crate) const SEND_FLAGS: c_int =
-    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | libc::MSG_MORE | libc::MSG_EOR | libc::MSG_CONFIRM | libc::MSG_DONTROUTE;
+/// Whether flags of send(2) ask for what only the kernel's socket has. All others a Unix stream ignores, whatever they are
+/// (net/unix/af_unix.c, `unix_stream_sendmsg`), but those that say whether to wait and whether to raise SIGPIPE.
+pub(crate) fn is_for_kernel(flags: c_int) -> bool {
+    flags & libc::MSG_OOB != 0
+}
 
 /// Why a send with such flags leaves the ring.
 pub(crate) fn reason_for_send(flags: c_int) -> Reason {
-    if flags & libc::MSG_OOB != 0 { Reason::OutOfBand } else { Reason::SocketOption }
+    if is_for_kernel(flags) { Reason::OutOfBand } else { Reason::SocketOption }
 }
 
 /// Ends the sending direction's ring where it is; from here on the kernel carries what this end sends. Nothing is lost: the
@@ -28,24 +32,37 @@ pub(crate) fn reason_for_send(flags: c_int) -> Reason {
 /// byte must be counted before the ring may end.
 pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason) -> Result<()> {
     let Some(segment) = tx.segment else { return Ok(()) };
+    if reset::pending(fd, tx.slot, &segment) {
+        reset::owe(tx.slot, Errno(libc::ECONNRESET)); // what the ring knows is not asked any more
+    }
     if tx.slot.kernel_tx_inflight.load(Relaxed) == 0 {
         switchover::end_ring(fd, tx.slot, &segment, reason);
+        log::say(fd, tx.slot, Event::RingEnded(reason));
         return Ok(());
     }
-    let slot = tx.slot;
+    let (slot, endpoint) = (tx.slot, tx.endpoint);
     if slot.nonblocking.load(Relaxed) != 0 {
         return Err(Errno::AGAIN);
     }
     doorbell::hold_unwritable(fd, slot, &segment)?;
     let pin = tx.pin();
     drop(tx);
-    let result = wait::send_one(fd, libc::MSG_NOSIGNAL);
+    let result = guarded(&|| endpoint.unpin(), || wait::send_one(fd));
     if let Ok(count) = result {
-        let _guard = tssx_core::lock::acquire(&slot.tx_lock, crate::process::pid());
+        let _guard = endpoint.lock(slot, Way::Tx);
         doorbell::count_sent(slot, &segment, count as u64);
     }
     drop(pin);
     result.map(drop)
+}
+
+/// A direction that has not moved into a ring never does: the kernel may drop an urgent byte, and the counts would not tell doorbells
+/// from bytes any more.
+pub(crate) fn stay(slot: &Slot, reason: Reason) {
+    if slot.tx_mode.load(Relaxed) == MODE_KERNEL {
+        slot.tx_mode.store(MODE_FINAL, Release);
+        slot.reason.store(reason as u32, Relaxed);
+    }
 }
 
 /// Before a call that makes libc or the kernel write to `fd` by itself: the sending direction is on the kernel socket afterwards,
@@ -56,6 +73,9 @@ pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason) -> Result<()> {
 pub(crate) fn before_foreign_write(fd: c_int, reason: Reason, for_good: bool) -> Result<()> {
     while let Some(tx) = lock_stream(fd, Way::Tx) {
         if tx.slot.tx_mode.load(Relaxed) != MODE_RING {
+            if for_good {
+                stay(tx.slot, reason); // nobody counts what is written now
+            }
             drop(tx);
             if for_good {
                 establish::give_up(fd, reason);
@@ -77,5 +97,6 @@ pub(crate) fn mark_corrupt(fd: c_int, slot: &Slot) {
             counter.fetch_add(1, Relaxed);
         }
         super::options::shut_down_kernel(fd);
+        log::say(fd, slot, Event::Corrupt);
     }
 }

@@ -5,13 +5,13 @@
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicI32, AtomicU64};
 
-use tssx_core::{clock, lock};
+use tssx_core::clock;
 
 use super::establish::close_mailbox;
 use crate::fd_table::{self, Entry};
-use crate::process;
+use crate::process::held::{self, Kind};
 
 /// Places.
 const MAX: usize = 64;
@@ -26,12 +26,15 @@ struct Place {
 }
 
 static PLACES: [Place; MAX] = [const { Place { mailbox: AtomicI32::new(0), since: AtomicU64::new(0) } }; MAX];
-static LOCK: AtomicU32 = AtomicU32::new(0);
+static LOCK: AtomicU64 = AtomicU64::new(0);
 
 /// Finds a place for a mailbox that was just opened; false if there is none.
 pub(super) fn enter(mailbox: c_int) -> bool {
     let now = clock::ticks();
-    let _guard = lock::acquire(&LOCK, process::pid());
+    let guard = held::acquire(&LOCK, Kind::Other);
+    if guard.is_nested() {
+        return false; // a signal handler, and the places are in somebody's hands
+    }
     let is_open =
         |place: &&Place| owner_of(place.mailbox.load(Relaxed) - 1).is_some_and(|_| place.mailbox.load(Relaxed) - 1 != mailbox);
     let free = PLACES.iter().find(|place| !is_open(place));

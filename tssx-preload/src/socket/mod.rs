@@ -1,16 +1,21 @@
 //! POSIX semantics of a selected stream: one file per thing a program does with it.
 //!
 //! - [`establish`]: `connect` and `accept` select a connection; its operations drive the upgrade;
-//! - [`send`], [`receive`]: the data, with every rule of send(2), recv(2) and unix(7);
-//! - [`wait`]: spinning and sleeping;
-//! - [`crossing`], [`reset`]: the two delicate moments, switch-over and the peer's end;
+//! - [`send`], [`receive`]: the data, with every rule of send(2), recv(2) and unix(7); [`copying`]: beside signal handlers;
+//! - [`wait`]: spinning and sleeping; [`abandon`]: waits that never come back;
+//! - [`crossing`], [`ended`], [`reset`]: the delicate moments, switch-over, a ring's end and the peer's end;
+//! - [`empty`]: a receive that finds nothing;
 //! - [`options`]: `getsockopt`, `setsockopt`, `ioctl`, `fcntl`, `shutdown` where a ring changes the answer;
 //! - [`recall`]: leaving the rings at once, because the descriptor goes elsewhere;
 //! - [`fallback`]: leaving the ring for what it cannot carry.
 
+pub(crate) mod abandon;
 mod alive;
 pub(crate) mod ancillary;
+pub(crate) mod copying;
 mod crossing;
+mod empty;
+mod ended;
 pub(crate) mod establish;
 pub(crate) mod fallback;
 pub(crate) mod mailboxes;

@@ -3,38 +3,89 @@
 #![allow(unsafe_code, reason = "reads and writes option values behind the program's pointers")]
 
 use core::ffi::{c_int, c_ulong, c_void};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::fence;
 
 use libc::socklen_t;
-use tssx_core::layout::CONSENT_GIVEN;
-use tssx_core::ledger::layout::MODE_RING;
+use tssx_core::layout::STATE_ENDED;
+use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::reason::Reason;
 use tssx_core::ring::consumer::Consumer;
-use tssx_core::{doorbell, switchover};
+use tssx_core::ring::producer::Producer;
+use tssx_core::segment::Segment;
+use tssx_core::switchover::Arrival;
+use tssx_core::{doorbell, switchover, sys};
 
 use super::{recall, reset};
-use crate::endpoint::{Way, lock_stream, unread_by_peer};
+use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
 use crate::errno::{self, Result};
 use crate::next;
+use crate::process::log;
+use crate::user_memory::{self, Access};
 
 /// shutdown(2): the kernel's, and the same for the rings.
 pub(crate) fn shutdown(fd: c_int, how: c_int) -> Result<c_int> {
     // The sending lock keeps a concurrent write from slipping into the ring behind the end of file.
+    if matches!(how, libc::SHUT_WR | libc::SHUT_RDWR) {
+        give_back_first(fd);
+    }
     let tx = lock_stream(fd, Way::Tx);
+    if let Some(tx) = &tx {
+        say_intent(tx, how);
+    }
     // SAFETY: no pointers.
     let result = errno::from_int(unsafe { next::shutdown(fd, how) });
-    if let (Some(tx), Ok(_)) = (tx, result) {
-        if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
-            tx.slot.tx_shutdown.store(1, Relaxed);
-            if let Some(segment) = &tx.segment {
-                doorbell::say_finished(segment);
-            }
-        }
-        if let Some(segment) = tx.segment.filter(|_| how == libc::SHUT_RD || how == libc::SHUT_RDWR) {
-            doorbell::say_gone(&segment, false);
-        }
+    let (Some(tx), Ok(_)) = (tx, result) else { return result };
+    let segment = tx.segment;
+    if let Some(segment) = &segment {
+        say_ends(tx.endpoint, tx.slot, segment);
+    }
+    drop(tx);
+    if let Some(segment) = segment.filter(|_| how != libc::SHUT_WR) {
+        release_writer(fd, &segment);
     }
     result
+}
+
+/// A peer that has taken its ring back waits for bytes that can be sent now or never. It sees that this end is about to finish, or
+/// this end sees the recall.
+fn give_back_first(fd: c_int) {
+    let joined = lock_stream(fd, Way::Tx).and_then(|tx| tx.segment.map(|segment| doorbell::say_finished(&segment)));
+    if joined.is_some() {
+        fence(SeqCst);
+        recall::answer_at_last(fd);
+    }
+}
+
+/// Before the kernel's call, which cannot fail on a connected stream: whoever sees it hung up must find the reason, or would take
+/// an end with bytes unread for a death.
+fn say_intent(tx: &Locked, how: c_int) {
+    let segment = tx.segment.as_ref();
+    if matches!(how, libc::SHUT_WR | libc::SHUT_RDWR) {
+        tx.slot.tx_shutdown.store(1, Relaxed);
+        segment.into_iter().for_each(doorbell::say_finished);
+    }
+    if matches!(how, libc::SHUT_RD | libc::SHUT_RDWR) {
+        tx.endpoint.deaf.store(1, Relaxed);
+        segment.into_iter().for_each(doorbell::say_going);
+    }
+}
+
+/// Tells the peer what of the connection this end has shut down.
+pub(super) fn say_ends(endpoint: &Endpoint, slot: &Slot, segment: &Segment) {
+    if slot.tx_shutdown.load(Relaxed) != 0 {
+        doorbell::say_finished(segment);
+    }
+    if endpoint.deaf.load(Relaxed) != 0 {
+        doorbell::say_gone(segment, false);
+    }
+}
+
+/// Nobody reads any more: a peer that is asleep because the ring is full must see that, and its junk keeps it from waking.
+fn release_writer(fd: c_int, segment: &Segment) {
+    if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING) {
+        doorbell::take_doorbells(fd, rx.slot, segment, doorbell::stale(rx.slot, segment));
+    }
 }
 
 /// Both directions of a connection whose memory is corrupt.
@@ -53,11 +104,10 @@ pub(crate) fn getsockopt(fd: c_int, option: c_int) -> Option<c_int> {
     match option {
         libc::SO_SNDBUF => Some(tx.slot.sndbuf.load(Relaxed).cast_signed()),
         libc::SO_ERROR => {
-            if reset::pending(fd, tx.slot, &segment) {
-                tx.slot.reset_reported.store(1, Relaxed);
+            if reset::take_pending(fd, tx.slot, &segment) {
                 return Some(libc::ECONNRESET);
             }
-            let pending = tssx_core::sys::getsockopt::<c_int>(fd, libc::SO_ERROR).ok()?;
+            let pending = sys::getsockopt::<c_int>(fd, libc::SO_ERROR).ok()?;
             Some(if pending == libc::ECONNRESET && reset::is_false(tx.slot, &segment) { 0 } else { pending })
         }
         _ => None,
@@ -67,23 +117,29 @@ pub(crate) fn getsockopt(fd: c_int, option: c_int) -> Option<c_int> {
 /// Before setsockopt at SOL_SOCKET. True if the call is answered: SO_SNDBUF of a direction in a ring is only noted.
 pub(crate) fn setsockopt(fd: c_int, option: c_int, value: c_int) -> bool {
     match option {
-        libc::SO_SNDBUF | libc::SO_SNDBUFFORCE => set_send_buffer(fd, value),
-        libc::SO_PASSCRED | libc::SO_PASSSEC | libc::SO_PEEK_OFF if value != 0 => {
+        libc::SO_SNDBUF | libc::SO_SNDBUFFORCE => set_send_buffer(fd, option, value),
+        // Where a look begins is a place in the kernel's queue: what is unread has to go there.
+        libc::SO_PEEK_OFF if value >= 0 => {
             recall::leave_rings_now(fd, Reason::SocketOption);
+            false
+        }
+        libc::SO_PASSCRED | libc::SO_PASSSEC if value != 0 => {
+            recall::wind_down(fd, Reason::SocketOption);
             false
         }
         _ => false,
     }
 }
 
-fn set_send_buffer(fd: c_int, value: c_int) -> bool {
-    /// SOCK_MIN_SNDBUF of include/net/sock.h, as the kernel reports it at least.
-    const LEAST: u32 = 4608;
-    /// net.core.wmem_max's default; the kernel doubles what it is asked for, up to twice this.
-    const MOST: u32 = 212_992;
+/// The kernel says what it would make of the value (doubling it, within net.core.wmem_max, or refusing it), and gets its small buffer
+/// back. False if it refuses: then it says so to the program.
+fn set_send_buffer(fd: c_int, option: c_int, value: c_int) -> bool {
     let Some(tx) = lock_stream(fd, Way::Tx) else { return false };
     let Some(segment) = tx.segment.filter(|_| tx.slot.tx_mode.load(Relaxed) == MODE_RING) else { return false };
-    let buffer = value.max(0).cast_unsigned().min(MOST).saturating_mul(2).max(LEAST);
+    let made = sys::setsockopt(fd, option, value).and_then(|()| sys::getsockopt::<c_int>(fd, libc::SO_SNDBUF));
+    let _ = sys::setsockopt(fd, libc::SO_SNDBUF, 1);
+    let Ok(made) = made else { return false };
+    let buffer = made.max(0).cast_unsigned();
     tx.slot.sndbuf.store(buffer, Relaxed);
     let limit = u64::from(buffer).clamp(4096, segment.capacity());
     tx.slot.tx_limit.store(u32::try_from(limit).unwrap_or(u32::MAX), Relaxed);
@@ -96,7 +152,8 @@ fn set_send_buffer(fd: c_int, value: c_int) -> bool {
 /// # Safety
 /// `value` must be readable for `length` bytes.
 pub(crate) unsafe fn option_value(value: *const c_void, length: socklen_t) -> Option<c_int> {
-    if value.is_null() || (length as usize) < size_of::<c_int>() {
+    let size = size_of::<c_int>();
+    if (length as usize) < size || !user_memory::is_accessible(value.addr(), size, Access::Read) {
         return None;
     }
     // SAFETY: checked above; the program's pointer need not be aligned.
@@ -105,22 +162,97 @@ pub(crate) unsafe fn option_value(value: *const c_void, length: socklen_t) -> Op
 
 /// FIONREAD and SIOCOUTQ of a stream whose bytes are in rings.
 pub(crate) fn queue_length(fd: c_int, request: c_ulong) -> Option<c_int> {
-    if request == libc::FIONREAD {
-        let rx = lock_stream(fd, Way::Rx)?;
-        let segment = rx.segment?;
-        if rx.slot.rx_mode.load(Relaxed) != MODE_RING {
-            let (arrival, bytes) = switchover::safe_bytes(fd, rx.slot, &segment);
-            let consented = segment.rx().consent.load(Relaxed) == CONSENT_GIVEN && arrival != switchover::Arrival::Ring;
-            if consented {
-                return c_int::try_from(bytes).ok();
-            }
+    if request == libc::FIONREAD { unread(fd) } else { unsent(fd) }
+}
+
+/// Bytes that can be read: the kernel's before the switch or behind the ring's end, and the ring's.
+fn unread(fd: c_int) -> Option<c_int> {
+    let rx = lock_stream(fd, Way::Rx)?;
+    let segment = rx.segment?;
+    let direction = segment.rx();
+    let ring = || Consumer::open(&segment).map_or(0, |consumer| consumer.available());
+    let bytes = match rx.slot.rx_mode.load(Relaxed) {
+        MODE_RING if direction.state.load(Relaxed) == STATE_ENDED => {
+            let queued = sys::queued_bytes(fd).ok()?;
+            let carried = rx.slot.kernel_rx_bytes.load(Relaxed) + rx.slot.doorbell_rx_bytes.load(Relaxed);
+            ring() + queued.saturating_sub(direction.resume_at.load(Relaxed).saturating_sub(carried))
         }
-        let ring = rx.slot.rx_mode.load(Relaxed) == MODE_RING;
-        return ring.then(|| Consumer::open(&segment).ok().and_then(|consumer| c_int::try_from(consumer.available()).ok()))?;
+        MODE_RING => ring(),
+        MODE_KERNEL if switchover::has_consented(&segment) => match switchover::safe_bytes(fd, rx.slot, &segment) {
+            (Arrival::Kernel(Some(left)), _) => left + ring(),
+            (Arrival::Kernel(None), queued) => queued,
+            _ => {
+                log::say_if_receiving(fd, rx.slot);
+                ring()
+            }
+        },
+        _ => return None,
+    };
+    c_int::try_from(bytes).ok()
+}
+
+/// Before the kernel is asked about what it has queued: doorbells in front of what follows a ring's end are taken out of the way.
+pub(crate) fn settle(fd: c_int) {
+    if let Some(rx) = lock_stream(fd, Way::Rx)
+        && let Some(segment) = rx.segment.filter(|_| rx.slot.rx_mode.load(Relaxed) == MODE_RING)
+    {
+        switchover::try_resume(fd, rx.slot, &segment);
     }
+}
+
+/// Whether the ring holds bytes, which come before anything that the kernel has behind its end.
+pub(crate) fn is_before_mark(fd: c_int) -> bool {
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
+    rx.slot.rx_mode.load(Relaxed) == MODE_RING
+        && rx.segment.is_some_and(|segment| Consumer::open(&segment).is_ok_and(|consumer| consumer.available() > 0))
+}
+
+/// What the kernel would hold of memory for bytes that the peer has not read: it counts its packets with all that belongs to
+/// them (`sk_wmem_alloc`, see [`kernel_memory`]). Exact while they are of one write; of several, as if they were.
+fn unsent(fd: c_int) -> Option<c_int> {
     let tx = lock_stream(fd, Way::Tx)?;
-    let segment = tx.segment.filter(|_| tx.slot.tx_mode.load(Relaxed) == MODE_RING)?;
-    c_int::try_from(unread_by_peer(&segment)).ok()
+    let segment = tx.segment?;
+    let direction = segment.tx();
+    // After the ring's end the kernel's answer is right as soon as it holds bytes of the program's; before, it counts doorbells.
+    let carried = tx.slot.kernel_tx_bytes.load(Relaxed).wrapping_add(tx.slot.doorbell_tx_bytes.load(Relaxed));
+    let only_doorbells = direction.state.load(Relaxed) == STATE_ENDED && direction.resume_at.load(Relaxed) == carried;
+    if tx.slot.tx_mode.load(Relaxed) != MODE_RING && !only_doorbells {
+        return None;
+    }
+    let producer = Producer::open(&segment).ok()?;
+    let unread = producer.unread();
+    if unread == 0 || reset::is_closed(fd, tx.slot, &segment) {
+        return Some(0);
+    }
+    let last_write = producer.tail().wrapping_sub(direction.last_write.load(Relaxed));
+    // A packet that is read in part stays whole.
+    c_int::try_from(kernel_memory(if last_write >= unread && last_write <= segment.capacity() { last_write } else { unread })).ok()
+}
+
+/// Memory that a write of `bytes` takes in the kernel's queue, bytes: `unix_stream_sendmsg` of net/unix/af_unix.c makes packets of
+/// at most 32 KiB in pages and the rest in their head; `skb->truesize` counts both, and the structures (net/core/skbuff.c).
+fn kernel_memory(bytes: u64) -> u64 {
+    /// `SKB_MAX_HEAD(0)`, the most a head holds on 64-bit machines, and what it carries besides, `struct skb_shared_info`.
+    const HEAD_MAX: u64 = 3776;
+    const HEAD_EXTRA: u64 = 320;
+    /// `struct sk_buff`.
+    const STRUCTURE: u64 = 256;
+    const PAGES_MAX: u64 = 32_768;
+    let packet = |bytes: u64| {
+        let paged = bytes.saturating_sub(HEAD_MAX).next_multiple_of(4096);
+        let head = bytes.saturating_sub(paged);
+        (head + HEAD_EXTRA).max(512).next_power_of_two() + STRUCTURE + paged
+    };
+    let whole = bytes / (HEAD_MAX + PAGES_MAX);
+    let rest = bytes % (HEAD_MAX + PAGES_MAX);
+    whole * packet(HEAD_MAX + PAGES_MAX) + if rest > 0 { packet(rest) } else { 0 }
+}
+
+/// After SO_RCVLOWAT was set: how many bytes a receive waits for is ours to know.
+pub(crate) fn note_low_water_mark(fd: c_int) {
+    if let (Some(rx), Ok(least)) = (lock_stream(fd, Way::Rx), sys::getsockopt::<c_int>(fd, libc::SO_RCVLOWAT)) {
+        rx.slot.rx_lowat.store(least.max(1).cast_unsigned(), Relaxed);
+    }
 }
 
 /// After O_NONBLOCK was set or cleared on the open file description.
@@ -132,5 +264,5 @@ pub(crate) fn note_nonblocking(fd: c_int, on: bool) {
 
 /// After F_SETFL or FIOASYNC asked for SIGIO: a ring sends none.
 pub(crate) fn note_async(fd: c_int) {
-    recall::leave_rings_now(fd, Reason::SocketOption);
+    recall::wind_down(fd, Reason::SocketOption);
 }

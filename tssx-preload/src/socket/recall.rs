@@ -14,10 +14,13 @@ use tssx_core::reason::Reason;
 use tssx_core::segment::Segment;
 use tssx_core::{clock, doorbell, recall, sys};
 
+use super::abandon::guarded;
+use super::receive::{Call, Step};
 use super::{establish, fallback};
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::next;
+use crate::process::log::{self, Event};
 
 /// Longest wait for the peer's answer, microseconds. A peer that is inside a call, or asleep in one, answers at once; one that computes
 /// answers at its next call, and until then sends nothing.
@@ -34,17 +37,33 @@ pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
     let _ = fallback::before_foreign_write(fd, reason, false);
     let start = clock::ticks();
     loop {
+        // A writer that waits for room, asleep in the kernel, goes on when its junk is taken, and answers.
         let Some(rx) = lock_stream(fd, Way::Rx) else { return };
-        if recall::is_answered(&segment) {
-            recall::take_last_doorbells(fd, rx.slot, &segment);
+        if recall::settle(fd, rx.slot, &segment) && (recall::is_answered(&segment) || rx.slot.rx_mode.load(Relaxed) == MODE_RING) {
             return;
         }
-        // A writer that waits for room, asleep in the kernel, goes on when its junk is taken, and answers.
-        doorbell::take_doorbells(fd, rx.slot, &segment);
         drop(rx);
         if clock::ticks().wrapping_sub(start) > ANSWER_US * clock::ticks_per_us() {
             return;
         }
+        sys::yield_now();
+    }
+}
+
+/// Before something that only the kernel socket has: both directions end their rings as soon as may be. What is in the ring that we
+/// read stays there until the program has read it, whether or not the peer ever answers.
+pub(crate) fn wind_down(fd: c_int, reason: Reason) {
+    establish::give_up(fd, reason);
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return };
+    let Some(segment) = rx.segment else { return };
+    recall::ask_for_end(rx.slot, &segment);
+    drop(rx);
+    wake_peer(fd, &segment);
+    let _ = fallback::before_foreign_write(fd, reason, false);
+    let start = clock::ticks();
+    // A peer that has said its last word, or is dead, answers no more.
+    let gone = || doorbell::peer_ending(&segment) || sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLHUP != 0;
+    while !recall::is_answered(&segment) && !gone() && clock::ticks().wrapping_sub(start) < ANSWER_US * clock::ticks_per_us() {
         sys::yield_now();
     }
 }
@@ -67,12 +86,42 @@ pub(crate) fn is_due(slot: &Slot, segment: &Segment) -> bool {
     }
 }
 
+/// A receive on a ring that was given up, before the peer has answered: nothing can be had yet, and what is in the kernel's queue is
+/// junk.
+pub(super) fn wait_for_answer(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
+    if recall::settle(call.fd, rx.slot, segment) {
+        return Step::Again;
+    }
+    if !call.blocks(rx.slot) {
+        return call.finish(Err(Errno::AGAIN));
+    }
+    let endpoint = rx.endpoint;
+    call.keep(&rx);
+    drop(rx);
+    // SAFETY: no descriptors, so no pointers.
+    let waited = guarded(&|| endpoint.unpin(), || errno::from_int(unsafe { next::poll(core::ptr::null_mut(), 0, 1) }));
+    match waited {
+        Ok(_) => Step::Again,
+        Err(errno) => call.finish(Err(errno)),
+    }
+}
+
+/// Does what the peer asks, if it asks. True if bytes still have to go back.
+pub(super) fn serve(fd: c_int, slot: &Slot, segment: &Segment) -> bool {
+    let in_ring = slot.tx_mode.load(Relaxed) == MODE_RING;
+    let waiting = recall::serve(fd, slot, segment);
+    if in_ring && slot.tx_mode.load(Relaxed) != MODE_RING {
+        log::say(fd, slot, Event::RingEnded(Reason::from_code(slot.reason.load(Relaxed)).unwrap_or(Reason::None)));
+    }
+    waiting
+}
+
 /// In passing, at a receive, a wait or a close: answers if the peer asks.
 pub(crate) fn answer(fd: c_int) {
     if let Some(tx) = lock_stream(fd, Way::Tx)
         && let Some(segment) = tx.segment
     {
-        recall::serve(fd, tx.slot, &segment);
+        serve(fd, tx.slot, &segment);
     }
 }
 
@@ -83,7 +132,7 @@ pub(crate) fn answer_at_last(fd: c_int) {
     const LOOK_MS: c_int = 100;
     for _ in 0..LOOKS {
         let waiting = lock_stream(fd, Way::Tx)
-            .is_some_and(|tx| tx.segment.is_some_and(|segment| is_due(tx.slot, &segment) && recall::serve(fd, tx.slot, &segment)));
+            .is_some_and(|tx| tx.segment.is_some_and(|segment| is_due(tx.slot, &segment) && serve(fd, tx.slot, &segment)));
         if !waiting {
             return;
         }
@@ -97,10 +146,9 @@ pub(crate) fn answer_at_last(fd: c_int) {
 ///
 /// # Errors
 /// EAGAIN where it may not; EINTR.
-pub(super) fn go_first(fd: c_int, tx: Locked, segment: &Segment, flags: c_int) -> Result<()> {
-    let waiting = recall::serve(fd, tx.slot, segment);
+pub(super) fn go_first(fd: c_int, tx: Locked, segment: &Segment, blocking: bool) -> Result<()> {
+    let waiting = serve(fd, tx.slot, segment);
     let blocked = waiting || tx.slot.tx_mode.load(Relaxed) == MODE_RING; // a thread is asleep in a send: it answers
-    let blocking = flags & libc::MSG_DONTWAIT == 0 && tx.slot.nonblocking.load(Relaxed) == 0;
     drop(tx);
     if !blocked {
         return Ok(());

@@ -1,25 +1,29 @@
 //! Receiving: `read`, `recv`, `recvmsg` and their relatives, on a selected stream.
 //!
 //! Where the next byte comes from is decided under the receiving lock: the kernel socket (not switched yet, or back), or
-//! the ring. An empty ring says nothing about end of file or errors: those are the kernel's, and are asked for only
-//! then; bytes in the ring always come first, because a peer publishes before it closes.
+//! the ring. One call may take from both, because the kernel would have had all of it in one queue: kernel bytes up to the
+//! switch and ring bytes behind it ([`super::crossing`]), ring bytes up to its end and kernel bytes behind ([`super::ended`]).
+//! An empty ring says nothing about end of file or errors: those are the kernel's, and are asked for only then
+//! ([`super::empty`]); bytes in the ring always come first, because a peer publishes before it closes.
 
 #![allow(unsafe_code, reason = "hands the caller's memory to the ring")]
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use tssx_core::doorbell::Drained;
-use tssx_core::layout::{ASLEEP_EATER, ASLEEP_WATCHER, CONSENT_GIVEN, STATE_ENDED};
-use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
+use tssx_core::layout::STATE_ENDED;
+use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RECALLED, MODE_RING, Slot};
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover};
 
-use super::{crossing, establish, fallback, recall, reset, wait};
-use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
+use super::abandon::{guarded, test_cancel};
+use super::{alive, ancillary, crossing, empty, ended, establish, fallback, recall, reset};
+use crate::endpoint::{Endpoint, Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::user_buf::Parts;
+use crate::user_memory::Access;
+use crate::{fd_table, next};
 
 /// One call of the program: what it asked for and what it has so far.
 pub(super) struct Call<'a, 'p> {
@@ -29,6 +33,17 @@ pub(super) struct Call<'a, 'p> {
     pub(super) parts: &'a Parts<'p>,
     pub(super) flags: c_int,
     pub(super) got: usize,
+    /// The kernel filled the header in.
+    pub(super) told: bool,
+    /// Once the call has waited: the end that it waits on, which it stays with whatever becomes of the descriptor's number.
+    pub(super) pin: Option<Pin>,
+    /// What the last wait ended with, for a call whose descriptor was closed meanwhile.
+    pub(super) waited: Result<usize>,
+    /// What SO_RCVLOWAT and O_NONBLOCK were when the call began: they hold for all of it.
+    least: Option<usize>,
+    /// Room for name and control messages in the program's header, bytes, before the kernel wrote there.
+    pub(super) room: (libc::socklen_t, usize),
+    nonblocking: Option<bool>,
 }
 
 /// What a step led to.
@@ -41,14 +56,46 @@ pub(super) enum Step {
     Kernel(Locked),
 }
 
-impl Call<'_, '_> {
+impl<'a, 'p> Call<'a, 'p> {
+    fn new(fd: c_int, parts: &'a Parts<'p>, flags: c_int, message: *mut libc::msghdr) -> Self {
+        let waited = Err(Errno(libc::EBADF));
+        // SAFETY: null, or the header that the program passed to recvmsg(2).
+        let room = unsafe { message.as_ref() }.map_or((0, 0), |header| (header.msg_namelen, header.msg_controllen));
+        Self { fd, message, parts, flags, got: 0, told: false, pin: None, waited, least: None, room, nonblocking: None }
+    }
+
     pub(super) fn peeks(&self) -> bool {
         self.flags & libc::MSG_PEEK != 0
     }
 
-    /// Bytes that satisfy the call: all with MSG_WAITALL, else any.
-    fn satisfied(&self) -> bool {
-        self.got >= self.parts.total() || (self.got > 0 && (self.flags & libc::MSG_WAITALL == 0 || self.peeks()))
+    /// Before a wait: from now on the call is this end's.
+    pub(super) fn keep(&mut self, rx: &Locked) {
+        if self.pin.is_none() {
+            self.pin = Some(rx.pin());
+        }
+    }
+
+    /// Whether the program's memory has room for more.
+    pub(super) fn has_room(&self) -> bool {
+        self.got < self.parts.total()
+    }
+
+    /// Whether the call has what it waits for: all with MSG_WAITALL, else SO_RCVLOWAT's bytes. A look waits for any.
+    pub(super) fn is_satisfied(&mut self, slot: &Slot) -> bool {
+        let least = if self.peeks() {
+            1
+        } else if self.flags & libc::MSG_WAITALL != 0 {
+            self.parts.total()
+        } else {
+            *self.least.get_or_insert_with(|| slot.rx_lowat.load(Relaxed) as usize)
+        };
+        self.got >= self.parts.total().min(least.max(1))
+    }
+
+    /// Whether control messages came with the bytes so far.
+    pub(super) fn has_descriptors(&self) -> bool {
+        // SAFETY: null, or the header that the program passed to recvmsg(2), which the kernel has filled in by now.
+        self.told && unsafe { self.message.as_ref() }.is_some_and(|header| header.msg_controllen > 0)
     }
 
     /// What the call returns when nothing more can be had: what it has, else `otherwise`.
@@ -56,13 +103,12 @@ impl Call<'_, '_> {
         Step::Return(if self.got > 0 { Ok(self.got) } else { otherwise })
     }
 
-    pub(super) fn blocks(&self, slot: &Slot) -> bool {
-        self.flags & libc::MSG_DONTWAIT == 0 && slot.nonblocking.load(Relaxed) == 0
+    /// Whether the call waits for more.
+    pub(super) fn blocks(&mut self, slot: &Slot) -> bool {
+        let nonblocking = *self.nonblocking.get_or_insert_with(|| slot.nonblocking.load(Relaxed) != 0);
+        self.flags & libc::MSG_DONTWAIT == 0 && !nonblocking && !self.is_satisfied(slot)
     }
 }
-
-/// Flags that only the kernel can answer.
-const KERNEL_FLAGS: c_int = libc::MSG_OOB | libc::MSG_ERRQUEUE;
 
 /// Receives into `parts` from the stream at `fd`. `plain` is the program's own call, made where the kernel carries the bytes.
 /// `message` is `recvmsg`'s header or null.
@@ -73,60 +119,85 @@ pub(crate) fn receive(
     message: *mut libc::msghdr,
     plain: impl Fn() -> isize,
 ) -> Result<usize> {
-    let mut call = Call { fd, message, parts, flags, got: 0 };
+    let mut call = Call::new(fd, parts, flags, message);
+    test_cancel();
     loop {
-        let Some(rx) = lock_stream(fd, Way::Rx) else {
-            return if call.got > 0 { Ok(call.got) } else { errno::from_bytes(plain()) };
+        let ours = |rx: &Locked| call.pin.as_ref().is_none_or(|pin| core::ptr::eq(pin.endpoint(), rx.endpoint));
+        let Some(rx) = lock_stream(call.fd, Way::Rx).filter(ours) else {
+            match call.pin.as_ref().map(|pin| pin.endpoint().other_descriptor()) {
+                None => return errno::from_bytes(plain()),
+                // The descriptor was closed while the call was asleep: it goes on with the file that it began with.
+                Some(Some(spare)) if spare != call.fd => call.fd = spare,
+                Some(_) => return if call.got > 0 { Ok(call.got) } else { call.waited },
+            }
+            continue;
         };
-        if parts.total() == 0 || flags & KERNEL_FLAGS != 0 {
+        if parts.total() == 0 || flags & libc::MSG_OOB != 0 {
             drop(rx);
             return errno::from_bytes(plain());
         }
         if rx.segment.is_some_and(|segment| recall::is_due(rx.slot, &segment)) {
-            recall::answer(fd);
+            recall::answer(call.fd);
         }
-        let in_ring = rx.slot.rx_mode.load(Relaxed) == MODE_RING;
         let step = match (rx.slot.rx_mode.load(Relaxed), rx.segment) {
             (MODE_RING, Some(segment)) => from_ring(&mut call, rx, &segment),
-            (MODE_KERNEL, Some(segment)) if segment.rx().consent.load(Relaxed) == CONSENT_GIVEN => {
-                crossing::step(&mut call, rx, &segment)
-            }
+            (MODE_KERNEL, Some(segment)) if switchover::has_consented(&segment) => crossing::step(&mut call, rx, &segment),
+            (MODE_RECALLED, Some(segment)) => recall::wait_for_answer(&mut call, rx, &segment),
             _ => Step::Kernel(rx),
         };
-        match step {
-            Step::Again => {}
-            Step::Return(result) => {
-                if in_ring {
-                    no_ancillary_data(fd, message);
-                }
-                return result;
+        let result = match step {
+            Step::Again => continue,
+            Step::Return(result) => result,
+            Step::Kernel(rx) if call.got == 0 && call.fd == fd => {
+                call.pin = None; // the kernel keeps what its own call waits on
+                return through_kernel(fd, rx, flags, &plain);
             }
-            Step::Kernel(rx) if call.got == 0 => return through_kernel(fd, rx, flags, &plain),
-            Step::Kernel(_) => return Ok(call.got),
+            Step::Kernel(rx) => ended::rest_through_kernel(&mut call, rx),
+        };
+        if !call.told {
+            no_ancillary_data(call.fd, message, flags, result);
         }
+        if matches!(result, Ok(0) | Err(Errno(libc::ECONNRESET))) {
+            fd_table::stream(fd).into_iter().for_each(alive::doubt);
+        }
+        return result;
     }
 }
 
-/// `recv` and `recvmsg` with room for nothing: they wait, fail and end as others do, and return 0 once there is something.
-pub(crate) fn receive_nothing(fd: c_int, flags: c_int, plain: impl Fn() -> isize) -> Result<usize> {
-    let in_ring = lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING);
-    if !in_ring || flags & KERNEL_FLAGS != 0 {
+/// `recv` and `recvmsg` with room for nothing: they wait, fail and end as others do. 1 if there is something to read, else 0: the
+/// program gets 0 for both.
+pub(crate) fn receive_nothing(fd: c_int, flags: c_int, message: *mut libc::msghdr, plain: impl Fn() -> isize) -> Result<usize> {
+    let joined = lock_stream(fd, Way::Rx).is_some_and(|rx| rx.segment.is_some());
+    if !joined || flags & libc::MSG_OOB != 0 {
         return errno::from_bytes(plain());
     }
-    let mut byte = [0_u8];
-    let parts = crate::user_buf::single((&raw mut byte).cast(), 1);
-    receive(fd, &Parts::new(&parts)?, flags | libc::MSG_PEEK, core::ptr::null_mut(), plain).map(|_| 0)
+    let mut byte = 0_u8;
+    let place = (&raw mut byte).cast();
+    let parts = crate::user_buf::single(place, 1);
+    let flags = (flags | libc::MSG_PEEK) & !libc::MSG_WAITALL;
+    // SAFETY: one byte of a local.
+    let look = || unsafe { next::recv(fd, place, 1, flags) };
+    let result = receive(fd, &Parts::new(&parts)?, flags, core::ptr::null_mut(), look);
+    // What is there is the kernel's: its own call says what comes with it.
+    let in_ring = || lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING);
+    if result == Ok(1) && !message.is_null() && !in_ring() {
+        return errno::from_bytes(plain()).map(|_| 1);
+    }
+    no_ancillary_data(fd, message, flags, result);
+    result
 }
 
 /// What `recvmsg` says besides the bytes when they came from a ring: no control messages, no flags, and the peer's name.
-fn no_ancillary_data(fd: c_int, message: *mut libc::msghdr) {
+fn no_ancillary_data(fd: c_int, message: *mut libc::msghdr, flags: c_int, result: Result<usize>) {
     // SAFETY: null, or the header that the program passed to recvmsg(2), which writes it.
-    let Some(message) = (unsafe { message.as_mut() }) else { return };
-    message.msg_controllen = 0;
-    message.msg_flags = 0;
+    let Some(message) = (unsafe { message.as_mut() }).filter(|_| result.is_ok()) else { return };
+    message.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: as above.
+    unsafe { ancillary::nobodys_credentials(fd, message, result != Ok(0)) };
     if !message.msg_name.is_null() {
+        let room = if result == Ok(0) { 0 } else { message.msg_namelen };
         // SAFETY: the program says how much room there is.
-        message.msg_namelen = unsafe { peer_name(fd, message.msg_name.cast(), message.msg_namelen) };
+        message.msg_namelen = unsafe { peer_name(fd, message.msg_name.cast(), room) };
     }
 }
 
@@ -135,6 +206,9 @@ fn no_ancillary_data(fd: c_int, message: *mut libc::msghdr) {
 /// # Safety
 /// `address` must be writable for `room` bytes.
 pub(crate) unsafe fn peer_name(fd: c_int, address: *mut libc::sockaddr, room: libc::socklen_t) -> libc::socklen_t {
+    if room == 0 {
+        return 0;
+    }
     let mut length = room;
     // SAFETY: the caller's promise.
     let unnamed =
@@ -148,24 +222,36 @@ fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isiz
     let (pin, slot) = (rx.pin(), rx.slot);
     slot.kernel_rx_inflight.fetch_add(1, Relaxed);
     drop(rx);
-    let mut result = errno::from_bytes(plain());
-    {
-        let _guard = tssx_core::lock::acquire(&slot.rx_lock, crate::process::pid());
+    let end = |received: usize| {
+        let _guard = endpoint.lock(slot, Way::Rx);
         let before = slot.kernel_rx_inflight.load(Relaxed);
         slot.kernel_rx_inflight.store(before.saturating_sub(1), Relaxed);
-        if let Ok(received) = result
-            && received > 0
-            && flags & libc::MSG_PEEK == 0
-        {
+        if received > 0 && flags & libc::MSG_PEEK == 0 {
             slot.kernel_rx_bytes.fetch_add(received as u64, Relaxed);
             slot.kernel_rx_calls.fetch_add(1, Relaxed);
         }
-        if let (Err(errno), Some(segment)) = (result, endpoint.segment(slot)) {
-            result = reset::failed(slot, &segment, errno);
-        }
+    };
+    let undo = || {
+        end(0); // what it received is not known: the comparison of counts finds out
+        endpoint.unpin();
+    };
+    let mut result = guarded(&undo, || errno::from_bytes(plain()));
+    let kept = errno::get();
+    end(result.unwrap_or(0));
+    if let Some(segment) = endpoint.segment(slot) {
+        // What we sent may be in a ring, of which the kernel knows nothing.
+        result = match result {
+            Ok(0) => {
+                alive::doubt(endpoint);
+                reset::end_of_file(fd, slot, &segment)
+            }
+            Err(errno) => reset::failed(slot, &segment, errno),
+            received => received,
+        };
     }
     establish::after_kernel_operation(fd, endpoint);
     drop(pin);
+    errno::set(kept);
     result
 }
 
@@ -176,50 +262,74 @@ fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
         return call.finish(Err(Errno(libc::ECONNRESET)));
     };
     if consumer.available() > 0 {
-        let emptied = take(call, &rx, segment, consumer);
+        let emptied = match take(call, &rx, segment, consumer) {
+            Taken::Disturbed => return Step::Again,
+            Taken::Fault => return call.finish(Err(Errno(libc::EFAULT))),
+            Taken::Some { emptied } => emptied,
+        };
+        if (call.has_room() || call.peeks()) && ended::is_reached(call, segment) {
+            return ended::follow(call, &rx, segment);
+        }
         // Bytes that came before the doorbells were taken rang none of their own: a program that waits for the next edge after
         // a short read must be given them now.
-        let more = emptied && call.got < call.parts.total() && holds_bytes(segment);
-        return if call.satisfied() && !more { Step::Return(Ok(call.got)) } else { Step::Again };
+        let more = emptied && call.has_room() && holds_bytes(segment);
+        return if call.is_satisfied(rx.slot) && !more { Step::Return(Ok(call.got)) } else { Step::Again };
     }
     if switchover::try_resume(call.fd, rx.slot, segment) {
         return Step::Again;
     }
     if segment.rx().state.load(Acquire) == STATE_ENDED {
-        return at_false_end(call, &rx, segment);
+        return ended::at_false_end(call, &rx, segment);
     }
-    if call.blocks(rx.slot) { wait_for_bytes(call, rx, segment) } else { look_at_kernel(call, &rx, segment) }
+    if call.blocks(rx.slot) { empty::wait_for_bytes(call, rx, segment) } else { empty::look_at_kernel(call, &rx, segment) }
 }
 
-/// The ring has ended, but not where it is empty: bytes that came just before the end, or a lie.
-fn at_false_end(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
-    // The tail is final once the state says so.
-    if segment.rx().tail.load(Acquire) != segment.rx().head.load(Relaxed) || switchover::try_resume(call.fd, rx.slot, segment) {
-        return Step::Again;
-    }
-    fallback::mark_corrupt(call.fd, rx.slot);
-    rx.slot.rx_mode.store(MODE_FINAL, Relaxed);
-    call.finish(Err(Errno(libc::ECONNRESET)))
+/// What came of taking bytes from the ring.
+enum Taken {
+    /// A signal handler of this thread took from it meanwhile: look again.
+    Disturbed,
+    /// The program's memory cannot be written; the bytes stay.
+    Fault,
+    /// Bytes were copied; if the ring was emptied, the doorbells behind it were taken too.
+    Some { emptied: bool },
 }
 
-/// Copies out and frees the space. True if the ring was emptied and the doorbells behind it taken.
-fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: Consumer<'_>) -> bool {
-    // SAFETY: `walk` passes addresses of the caller's memory, which recv(2) requires to be writable.
-    let count = call.parts.walk(call.got, usize::MAX, |to, length| unsafe { consumer.copy_out(to, length) });
+/// Copies out and frees the space.
+fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: Consumer<'_>) -> Taken {
+    let mut wanted = (call.parts.total() - call.got).min(usize::try_from(consumer.available()).unwrap_or(0));
+    let good = call.parts.accessible(call.got, wanted, Access::Write);
+    if good < wanted {
+        // The kernel gives the writes before the one that meets bad memory. Where the last began is known.
+        let before = segment.rx().last_write.load(Relaxed).wrapping_sub(consumer.position());
+        match usize::try_from(before) {
+            Ok(before @ 1..) if before <= good => wanted = before,
+            _ => return Taken::Fault,
+        }
+    }
+    // SAFETY: `walk` passes addresses of the caller's memory, which was found to be writable.
+    let count = call.parts.walk(call.got, wanted, |to, length| unsafe { consumer.copy_out(to, length) });
     if call.peeks() {
         call.got += count;
-        return false;
+        return Taken::Some { emptied: false };
     }
-    let (before, after) = consumer.publish();
-    let released = doorbell::should_release(segment, before, after) && (after == 0 || nobody_waits(rx));
-    if released {
-        doorbell::take_doorbells(call.fd, rx.slot, segment);
-        rearm(rx.endpoint, segment);
-    }
+    let Some((before, after)) = consumer.publish() else { return Taken::Disturbed };
+    let released = doorbell::should_release(segment, before, after) && release(call.fd, rx, segment);
     rx.slot.ring_rx_bytes.fetch_add(count as u64, Relaxed);
     rx.slot.ring_rx_calls.fetch_add(u64::from(call.got == 0), Relaxed);
     call.got += count;
-    released && after == 0
+    Taken::Some { emptied: released && after == 0 }
+}
+
+/// The producer waits for room that there is now: takes its junk out, if no doorbell that somebody needs is among it. Otherwise
+/// that is left to a later read.
+fn release(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
+    let stale = doorbell::stale(rx.slot, segment);
+    if holds_bytes(segment) && !nobody_waits(rx) {
+        return false;
+    }
+    doorbell::take_doorbells(fd, rx.slot, segment, stale);
+    rearm(rx.endpoint, segment);
+    true
 }
 
 /// Whether nobody else may be asleep or waking up: while the ring holds bytes, the doorbell is theirs, and the producer's junk,
@@ -231,25 +341,9 @@ fn nobody_waits(rx: &Locked) -> bool {
 }
 
 /// After doorbells were taken: an epoll set of ours may rely on the kernel to tell it of the next bytes.
-fn rearm(endpoint: &Endpoint, segment: &Segment) {
+pub(super) fn rearm(endpoint: &Endpoint, segment: &Segment) {
     if endpoint.watchers.any() {
-        doorbell::announce(segment, ASLEEP_WATCHER);
-    }
-}
-
-/// Non-blocking and empty: end of file and errors are the kernel's to tell.
-fn look_at_kernel(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
-    let drained = doorbell::drain(call.fd, rx.slot, segment);
-    if matches!(drained, Drained::Empty(1..)) {
-        rearm(rx.endpoint, segment);
-    }
-    if holds_bytes(segment) {
-        return Step::Again;
-    }
-    match drained {
-        Drained::Empty(_) => call.finish(Err(Errno::AGAIN)),
-        Drained::EndOfFile => call.finish(reset::end_of_file(call.fd, rx.slot, segment)),
-        Drained::Failed(errno) => call.finish(reset::failed(rx.slot, segment, errno)),
+        doorbell::announce(segment);
     }
 }
 
@@ -257,80 +351,6 @@ fn look_at_kernel(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
 pub(super) fn holds_bytes(segment: &Segment) -> bool {
     let (head, tail) = (segment.rx().head.load(Relaxed), segment.rx().tail.load(Acquire));
     head != tail || segment.rx().state.load(Acquire) == STATE_ENDED
-}
-
-fn wait_for_bytes(call: &Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
-    let (endpoint, slot) = (rx.endpoint, rx.slot);
-    let pin = rx.pin();
-    drop(rx);
-    if endpoint.spin.spin(|| holds_bytes(segment)) {
-        slot.spin_hits.fetch_add(1, Relaxed);
-        return Step::Again;
-    }
-    let Some(rx) = lock_stream(call.fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, endpoint)) else {
-        return Step::Again;
-    };
-    let step = sleep(call, rx, segment, endpoint);
-    drop(pin);
-    step
-}
-
-/// Announces, looks again, and blocks in the kernel. See tssx-core's doorbell.rs for why no wake-up is lost.
-fn sleep(call: &Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'static Endpoint) -> Step {
-    let slot = rx.slot;
-    // The only sleeper takes its doorbell with it; with more, or when the ring's bytes are only looked at, the byte stays for
-    // all, and stale ones must go first, or nobody would sleep.
-    let alone = slot.rx_waiters.fetch_add(1, Relaxed) == 0;
-    let writer_waits = segment.rx().writer_waiting.load(Relaxed) != 0;
-    if (!alone || writer_waits) && doorbell::outstanding(slot, segment) {
-        doorbell::take_doorbells(call.fd, slot, segment);
-    }
-    doorbell::announce(segment, if alone { ASLEEP_EATER } else { ASLEEP_WATCHER });
-    if holds_bytes(segment) {
-        slot.rx_waiters.fetch_sub(1, Relaxed);
-        return Step::Again;
-    }
-    slot.sleeps.fetch_add(1, Relaxed);
-    drop(rx);
-    let (result, byte) = wait::receive_one(call.fd, !alone);
-    let _guard = tssx_core::lock::acquire(&slot.rx_lock, crate::process::pid());
-    let before = slot.rx_waiters.load(Relaxed);
-    slot.rx_waiters.store(before.saturating_sub(1), Relaxed);
-    if alone && result == Ok(1) {
-        rearm(endpoint, segment);
-        if count_taken(slot, segment) {
-            let byte = [byte];
-            let placed = call.parts.walk(call.got, 1, |to, _| {
-                // SAFETY: one byte into the caller's memory, at an address `walk` vouches for.
-                unsafe { to.write(byte[0]) };
-                1
-            });
-            return Step::Return(Ok(call.got + placed));
-        }
-    }
-    if holds_bytes(segment) {
-        return Step::Again;
-    }
-    match result {
-        Ok(0) => call.finish(reset::end_of_file(call.fd, slot, segment)),
-        Ok(_) => Step::Again,
-        Err(errno) => call.finish(reset::failed(slot, segment, errno)),
-    }
-}
-
-/// Counts a byte that a sleeper took from the kernel's queue. True if it is the program's: the ring had ended meanwhile, and all
-/// doorbells sent before were taken.
-fn count_taken(slot: &Slot, segment: &Segment) -> bool {
-    let taken = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
-    if segment.rx().state.load(Acquire) == STATE_ENDED && taken >= segment.rx().resume_at.load(Relaxed) {
-        slot.kernel_rx_bytes.fetch_add(1, Relaxed);
-        slot.kernel_rx_calls.fetch_add(1, Relaxed);
-        slot.rx_mode.store(MODE_FINAL, Relaxed);
-        return true;
-    }
-    slot.doorbell_rx_bytes.fetch_add(1, Relaxed);
-    slot.doorbell_rx_calls.fetch_add(1, Relaxed);
-    false
 }
 
 /// Receives by the program's own call on a stream whose receiving direction is on the kernel socket, and counts it.

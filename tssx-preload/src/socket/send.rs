@@ -3,22 +3,24 @@
 //! A blocking call returns when every byte is accepted, a non-blocking one when the ring is full, as send(2) has it. A peer
 //! that is gone gives EPIPE and SIGPIPE: by letting the kernel say so, with the program's own call.
 
-#![allow(unsafe_code, reason = "hands the caller's memory to the ring")]
-
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use core::sync::atomic::fence;
 
-use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING};
+use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
+use tssx_core::reason::Reason;
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{doorbell, switchover};
+use tssx_core::{doorbell, switchover, sys};
 
-use super::{alive, establish, fallback, recall, wait};
-use crate::endpoint::{Locked, Way, lock_stream};
+use super::abandon::{guarded, test_cancel};
+use super::{alive, copying, establish, fallback, recall, reset, wait};
+use crate::endpoint::{Endpoint, Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
-use crate::init;
+use crate::process::log::{self, Event};
 use crate::user_buf::Parts;
+use crate::user_memory::Access;
+use crate::{fd_table, init};
 
 /// What one look at a locked direction led to.
 enum Attempt {
@@ -26,23 +28,60 @@ enum Attempt {
     Wrote(usize),
     /// No room.
     Full,
+    /// A signal handler of this thread used the ring meanwhile: look again.
+    Disturbed,
+    /// The program's memory cannot be read.
+    Fault,
     /// The peer is gone: the kernel answers.
     Gone,
     /// The peer wrote something impossible.
     Corrupt,
 }
 
+/// One call of the program: what it asked for and what it has sent so far.
+struct Call<'a, 'p> {
+    parts: &'a Parts<'p>,
+    flags: c_int,
+    sent: usize,
+    /// Once the call has waited it stays with the end that it waited on, whatever becomes of the descriptor's number.
+    pin: Option<Pin>,
+    /// O_NONBLOCK as it was when the call began holds for all of it.
+    blocking: Option<bool>,
+}
+
+impl Call<'_, '_> {
+    /// What the call returns when it can go no further: what it has sent, else `otherwise`.
+    fn partly(&self, otherwise: Result<usize>) -> Result<usize> {
+        if self.sent > 0 { Ok(self.sent) } else { otherwise }
+    }
+
+    fn blocks(&mut self, slot: &Slot) -> bool {
+        let flags = self.flags;
+        *self.blocking.get_or_insert_with(|| flags & libc::MSG_DONTWAIT == 0 && slot.nonblocking.load(Relaxed) == 0)
+    }
+}
+
 /// Sends `parts` on the stream at `fd`. `plain` is the program's own call, made where the kernel shall carry (or refuse) it.
-pub(crate) fn send(fd: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() -> isize) -> Result<usize> {
-    let mut sent = 0;
+pub(crate) fn send(own: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() -> isize) -> Result<usize> {
+    let mut fd = own;
+    let mut call = Call { parts, flags, sent: 0, pin: None, blocking: None };
+    test_cancel();
     loop {
-        let Some(tx) = lock_stream(fd, Way::Tx) else {
-            return if sent > 0 { Ok(sent) } else { errno::from_bytes(plain()) };
+        let ours = |tx: &Locked| call.pin.as_ref().is_none_or(|pin| core::ptr::eq(pin.endpoint(), tx.endpoint));
+        let Some(tx) = lock_stream(fd, Way::Tx).filter(ours) else {
+            match call.pin.as_ref().map(|pin| pin.endpoint().other_descriptor()) {
+                None => return errno::from_bytes(plain()),
+                // The descriptor was closed while the call was asleep: it goes on with the file that it began with.
+                Some(Some(spare)) if spare != fd => fd = spare,
+                Some(_) => return call.partly(Err(Errno(libc::EBADF))),
+            }
+            continue;
         };
+        let blocking = call.blocks(tx.slot);
         if let Some(segment) = tx.segment.filter(|segment| recall::is_due(tx.slot, segment)) {
-            match recall::go_first(fd, tx, &segment, flags) {
+            match recall::go_first(fd, tx, &segment, blocking) {
                 Ok(()) => continue,
-                Err(errno) => return if sent > 0 { Ok(sent) } else { Err(errno) },
+                Err(errno) => return call.partly(Err(errno)),
             }
         }
         let in_ring = match (tx.slot.tx_mode.load(Relaxed), tx.segment) {
@@ -56,34 +95,103 @@ pub(crate) fn send(fd: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() 
             }
             _ => None,
         };
-        // Nothing to carry, or nothing a ring could carry: flags the kernel knows and we do not.
-        let Some(segment) = in_ring.filter(|_| parts.total() > 0 && flags & !fallback::SEND_FLAGS == 0) else {
+        // Nothing to carry, or nothing a ring could carry.
+        let Some(segment) = in_ring.filter(|_| parts.total() > 0 && !fallback::is_for_kernel(flags)) else {
             if in_ring.is_some() && parts.total() > 0 {
-                fallback::leave_ring(fd, tx, fallback::reason_for_send(flags))?;
-                continue;
+                match fallback::leave_ring(fd, tx, fallback::reason_for_send(flags)) {
+                    Ok(()) => continue,
+                    Err(errno) => return call.partly(Err(errno)),
+                }
             }
-            return if sent > 0 { Ok(sent) } else { through_kernel(fd, tx, &plain) };
+            if flags & libc::MSG_OOB != 0 {
+                fallback::stay(tx.slot, Reason::OutOfBand);
+            }
+            call.pin = None; // the kernel keeps what its own call waits on
+            let sent = call.sent;
+            let rest = || if sent == 0 && fd == own { plain() } else { send_rest(fd, parts, sent, flags) };
+            match through_kernel(fd, tx, in_ring.is_some(), parts.total() - sent, &rest) {
+                None => continue,
+                Some(result) if sent == 0 => return result,
+                Some(result) => return Ok(sent + result.unwrap_or(0)),
+            }
         };
-        match attempt(fd, &tx, &segment, parts, sent) {
-            Attempt::Wrote(count) => {
-                // One operation of the program, however many looks it takes.
-                tx.slot.ring_tx_calls.fetch_add(u64::from(sent == 0), Relaxed);
-                sent += count;
-                if sent >= parts.total() {
-                    return Ok(sent);
-                }
-            }
-            Attempt::Corrupt => return if sent > 0 { Ok(sent) } else { Err(Errno(libc::ECONNRESET)) },
-            Attempt::Gone => {
-                drop(tx);
-                return if sent > 0 { Ok(sent) } else { errno::from_bytes(plain()) };
-            }
-            Attempt::Full => {
-                if let Err(errno) = wait_for_room(fd, tx, &segment, flags, sent > 0) {
-                    return if sent > 0 { Ok(sent) } else { Err(errno) };
-                }
-            }
+        if let Some(result) = into_ring(fd, tx, &segment, &mut call) {
+            return result;
         }
+    }
+}
+
+/// One attempt to write into the ring, and what follows from it. `None`: look again.
+fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) -> Option<Result<usize>> {
+    let (slot, endpoint) = (tx.slot, tx.endpoint);
+    match attempt(fd, &tx, segment, call.parts, call.sent) {
+        Attempt::Wrote(count) => {
+            // One operation of the program, however many looks it takes.
+            slot.ring_tx_calls.fetch_add(u64::from(call.sent == 0), Relaxed);
+            call.sent += count;
+            (call.sent >= call.parts.total()).then_some(Ok(call.sent))
+        }
+        Attempt::Disturbed => None,
+        Attempt::Fault => Some(call.partly(Err(Errno(libc::EFAULT)))),
+        Attempt::Corrupt => Some(call.partly(Err(Errno(libc::ECONNRESET)))),
+        Attempt::Gone if call.sent > 0 => {
+            if call.pin.is_some() {
+                reset::take_pending(fd, slot, segment); // the kernel's wait for room takes the error with it
+            }
+            Some(Ok(call.sent))
+        }
+        Attempt::Gone => {
+            drop(tx);
+            if call.pin.is_some() {
+                return Some(broken(fd, slot, segment, Errno(libc::EPIPE), call.flags));
+            }
+            if let Err(errno) = refused(fd, call.flags) {
+                return Some(Err(errno));
+            }
+            if slot.tx_shutdown.load(Relaxed) != 0 {
+                return Some(Err(Errno(libc::EPIPE))); // a handler that interrupted shutdown(2)
+            }
+            // About to go, or not gone at all.
+            alive::seen(endpoint);
+            sys::yield_now();
+            None
+        }
+        Attempt::Full => {
+            endpoint.refusals.fetch_add(1, Relaxed);
+            call.pin.get_or_insert_with(|| tx.pin());
+            let blocking = call.blocks(slot);
+            let errno = wait_for_room(fd, tx, segment, blocking, call.sent > 0).err()?;
+            let gone = matches!(errno, Errno(libc::EPIPE | libc::ECONNRESET));
+            if gone && call.sent == 0 {
+                return Some(broken(fd, slot, segment, errno, call.flags));
+            }
+            if gone {
+                reset::take_pending(fd, slot, segment); // told by the part
+            }
+            Some(call.partly(Err(errno)))
+        }
+    }
+}
+
+/// The kernel's word for a peer that is gone, with its signal: by a send of nothing, which it refuses as any other. Never by the program's
+/// own call: if the peer is there after all, its bytes would be taken for doorbells.
+fn refused(fd: c_int, flags: c_int) -> Result<()> {
+    errno::from_bytes(wait::send_nothing(fd, flags)).map(drop)
+}
+
+/// The peer went while the call was waiting for room: then the kernel tells a reset before a broken pipe (net/core/sock.c,
+/// `sock_alloc_send_pskb`). The latter comes from the kernel itself, with its signal.
+fn broken(fd: c_int, slot: &Slot, segment: &Segment, errno: Errno, flags: c_int) -> Result<usize> {
+    let reset = if errno == Errno(libc::EPIPE) {
+        reset::take_pending(fd, slot, segment)
+    } else {
+        reset::failed(slot, segment, errno).is_err()
+    };
+    let still_ours = || fd_table::stream(fd).and_then(Endpoint::slot).is_some_and(|now| core::ptr::eq(now, slot));
+    match reset {
+        true => Err(Errno(libc::ECONNRESET)),
+        false if still_ours() => refused(fd, flags).and(Err(Errno(libc::EPIPE))),
+        false => Err(Errno(libc::EPIPE)),
     }
 }
 
@@ -91,43 +199,93 @@ fn may_switch(fd: c_int, tx: &Locked, segment: &Segment) -> bool {
     let switched = init::ledger().is_some_and(|ledger| switchover::try_switch(fd, ledger, tx.slot, segment));
     // "state, then consent" here against "consent, then state" in a consumer that revokes: one of the two sees the other.
     fence(SeqCst);
+    if switched {
+        log::say(fd, tx.slot, Event::Sending);
+    }
     switched
 }
 
-/// The program's own call on the kernel socket, counted.
-fn through_kernel(fd: c_int, tx: Locked, plain: &impl Fn() -> isize) -> Result<usize> {
+/// The program's own call on the kernel socket, counted. `None`, and no call, if a signal handler of this thread has moved the
+/// direction into the ring since the caller looked; `in_ring` says that it was there and the call is for the kernel all the same.
+/// `asked` is how many bytes the program wants to send.
+fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: usize, plain: &impl Fn() -> isize) -> Option<Result<usize>> {
     let endpoint = tx.endpoint;
-    let pin = tx.pin();
     switchover::kernel_send_begins(tx.slot, tx.segment.as_ref());
+    if !in_ring && tx.slot.tx_mode.load(Relaxed) == MODE_RING {
+        switchover::kernel_send_ends(tx.slot, tx.segment.as_ref(), None);
+        return None;
+    }
+    let pin = tx.pin();
     let slot = tx.slot;
     drop(tx);
-    let result = errno::from_bytes(plain());
-    {
-        let _guard = tssx_core::lock::acquire(&slot.tx_lock, crate::process::pid());
-        let sent = result.ok().filter(|sent| *sent > 0).map(|sent| sent as u64);
+    let end = |sent| {
+        let _guard = endpoint.lock(slot, Way::Tx);
         switchover::kernel_send_ends(slot, endpoint.segment(slot).as_ref(), sent);
+    };
+    let undo = || {
+        end(None); // what it sent is not known: the comparison of counts finds out
+        endpoint.unpin();
+    };
+    let result = guarded(&undo, || errno::from_bytes(plain()));
+    let kept = errno::get();
+    if result.as_ref().map_or(true, |sent| *sent < asked) {
+        endpoint.refusals.fetch_add(1, Relaxed);
     }
+    end(result.ok().filter(|sent| *sent > 0).map(|sent| sent as u64));
     establish::after_kernel_operation(fd, endpoint);
     drop(pin);
-    result
+    errno::set(kept);
+    Some(result)
+}
+
+/// The rest of a call whose first bytes are in the ring, which has ended since: what the kernel's socket takes of it.
+fn send_rest(fd: c_int, parts: &Parts<'_>, sent: usize, flags: c_int) -> isize {
+    let mut ended = false;
+    let count = parts.walk(sent, usize::MAX, |from, length| {
+        let result = if ended { Ok(0) } else { wait::send_rest(fd, from, length, flags) };
+        ended |= result != Ok(length);
+        result.unwrap_or(0)
+    });
+    isize::try_from(count).unwrap_or(isize::MAX)
+}
+
+/// Bytes of one packet of the kernel's, net/unix/af_unix.c `unix_stream_sendmsg`: half the send buffer, at most 32 KiB and a page.
+/// A fault in one takes back that packet only.
+fn packet(send_buffer: u32) -> usize {
+    const LARGEST: usize = 36_544;
+    (send_buffer as usize / 2).saturating_sub(64).clamp(1, LARGEST)
 }
 
 fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: usize) -> Attempt {
-    if tx.slot.tx_shutdown.load(Relaxed) != 0 || doorbell::reader_gone(segment) || !alive::is_believed(fd, tx.endpoint, segment) {
-        return Attempt::Gone;
-    }
-    let Ok(mut producer) = Producer::open(segment) else {
+    copying::help(tx, segment);
+    let Ok(producer) = Producer::open(segment) else {
         fallback::mark_corrupt(fd, tx.slot);
         return Attempt::Corrupt;
     };
-    let room = usize::try_from(producer.room(u64::from(tx.slot.tx_limit.load(Relaxed)))).unwrap_or(usize::MAX);
+    if tx.slot.tx_shutdown.load(Relaxed) != 0
+        || doorbell::reader_gone(segment)
+        || !alive::is_believed(fd, tx.endpoint, segment, producer.head())
+    {
+        return Attempt::Gone;
+    }
+    let room = copying::room(tx, &producer, u64::from(tx.slot.tx_limit.load(Relaxed)));
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
     if room == 0 {
         return Attempt::Full;
     }
-    // SAFETY: `walk` passes addresses of the caller's memory, which send(2) requires to be readable.
-    let count = parts.walk(sent, room, |from, length| unsafe { producer.copy_in(from, length) });
-    producer.publish();
-    tx.slot.ring_tx_bytes.fetch_add(count as u64, Relaxed);
+    let wanted = room.min(parts.total() - sent);
+    let mut good = parts.accessible(sent, wanted, Access::Read);
+    if good < wanted {
+        let packet = packet(tx.slot.sndbuf.load(Relaxed));
+        good = ((sent + good) / packet * packet).saturating_sub(sent);
+        if good == 0 {
+            return Attempt::Fault;
+        }
+    }
+    if sent == 0 {
+        segment.tx().last_write.store(producer.tail(), Relaxed);
+    }
+    let Some(count) = copying::copy(tx, segment, producer, parts, sent, good) else { return Attempt::Disturbed };
     // A doorbell that cannot be sent means that the peer has gone since we looked, perhaps after it read these very bytes: they
     // were written to a living peer, and the next call is refused.
     if doorbell::rouse(fd, tx.slot, segment).is_err() {
@@ -135,7 +293,7 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
     }
     // The peer gave its ring up meanwhile: these bytes go back too. The fence is the doorbell's.
     if recall::is_due(tx.slot, segment) {
-        tssx_core::recall::serve(fd, tx.slot, segment);
+        recall::serve(fd, tx.slot, segment);
     }
     Attempt::Wrote(count)
 }
@@ -145,12 +303,10 @@ fn has_room(segment: &Segment, limit: u64) -> bool {
     Producer::open(segment).map_or(true, |producer| producer.room(limit) > 0) || doorbell::reader_gone(segment)
 }
 
-/// Waits until there may be room. `partly`: some bytes of the call are in the ring already, so a signal for a broken pipe is not due.
-fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, flags: c_int, partly: bool) -> Result<()> {
+/// Waits until there may be room; the caller has pinned the endpoint. `partly`: some bytes of the call are in the ring already.
+fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partly: bool) -> Result<()> {
     let slot = tx.slot;
     let limit = u64::from(slot.tx_limit.load(Relaxed));
-    let blocking = flags & libc::MSG_DONTWAIT == 0 && slot.nonblocking.load(Relaxed) == 0;
-    let pin = tx.pin();
     let endpoint = tx.endpoint;
     if blocking {
         drop(tx);
@@ -161,45 +317,53 @@ fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, flags: c_int, partly:
         let Some(tx) = lock_stream(fd, Way::Tx).filter(|tx| core::ptr::eq(tx.endpoint, endpoint)) else {
             return Ok(()); // closed by another thread: the caller finds out
         };
-        return sleep_for_room(fd, tx, segment, flags, partly);
+        if tx.slot.tx_mode.load(Relaxed) != MODE_RING {
+            return Ok(()); // another thread has ended the ring: no doorbell may follow
+        }
+        return sleep_for_room(fd, tx, segment, partly);
     }
     if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(segment, limit) {
         return Ok(());
     }
-    drop(tx);
-    drop(pin);
     Err(Errno::AGAIN)
 }
 
-fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, flags: c_int, partly: bool) -> Result<()> {
-    let slot = tx.slot;
+fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Result<()> {
+    let (slot, endpoint) = (tx.slot, tx.endpoint);
     let limit = u64::from(slot.tx_limit.load(Relaxed));
     if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(segment, limit) {
         return Ok(());
     }
+    slot.sleeps.fetch_add(1, Relaxed);
     // Counted as a send in progress, so that nobody ends the ring while our byte may still be on its way.
     slot.kernel_tx_inflight.fetch_add(1, AcqRel);
-    slot.sleeps.fetch_add(1, Relaxed);
-    let pin = tx.pin();
     drop(tx);
-    let flags = if partly { flags | libc::MSG_NOSIGNAL } else { flags };
-    let result = wait::send_one(fd, flags);
-    {
-        let _guard = tssx_core::lock::acquire(&slot.tx_lock, crate::process::pid());
+    let end = |sent: usize| {
+        let _guard = endpoint.lock(slot, Way::Tx);
         let before = slot.kernel_tx_inflight.load(Relaxed);
         slot.kernel_tx_inflight.store(before.saturating_sub(1), Relaxed);
-        if let Ok(count) = result {
-            doorbell::count_sent(slot, segment, count as u64);
+        if sent > 0 {
+            doorbell::count_sent(slot, segment, sent as u64);
         }
+    };
+    let undo = || {
+        end(0);
+        endpoint.unpin();
+    };
+    // The kernel returns the part when a signal comes, whatever SA_RESTART says.
+    let result = guarded(&undo, || if partly { wait::send_one_unless_signalled(fd) } else { wait::send_one(fd) });
+    end(result.unwrap_or(0));
+    if result == Err(Errno::AGAIN) && slot.nonblocking.load(Relaxed) != 0 {
+        // Another thread has set it meanwhile. poll does not care.
+        return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT));
     }
-    drop(pin);
     result.map(drop)
 }
 
 /// Sends by the program's own call on a stream whose sending direction is on the kernel socket, and counts it.
 pub(crate) fn send_plainly(fd: c_int, plain: impl Fn() -> isize) -> Result<usize> {
     match lock_stream(fd, Way::Tx) {
-        Some(tx) => through_kernel(fd, tx, &plain),
+        Some(tx) => through_kernel(fd, tx, true, usize::MAX, &plain).unwrap_or(Err(Errno::AGAIN)),
         None => errno::from_bytes(plain()),
     }
 }

@@ -22,9 +22,9 @@ pub(crate) fn stream_to_pipe(fd: c_int, out: c_int, count: usize, flags: c_uint,
     if lock_stream(fd, Way::Rx).is_none_or(|rx| rx.segment.is_none()) {
         return receive::receive_plainly(fd, plain);
     }
-    let nonblock = flags & libc::SPLICE_F_NONBLOCK != 0;
+    let nonblock = check(out, count, flags)?;
     // First the pipe: a byte that was read must have a place to go.
-    while sys::poll_now(out, libc::POLLOUT)? & libc::POLLOUT == 0 {
+    while !has_room(out)? {
         if nonblock {
             return Err(Errno::AGAIN);
         }
@@ -44,6 +44,36 @@ pub(crate) fn stream_to_pipe(fd: c_int, out: c_int, count: usize, flags: c_uint,
         moved += unsafe { sys::write(out, rest.as_ptr(), rest.len()) }?;
     }
     Ok(got)
+}
+
+/// What the kernel checks before it moves anything (fs/splice.c, `do_splice`), in its order. Whether the call must not wait.
+fn check(out: c_int, count: usize, flags: c_uint) -> Result<bool> {
+    const KNOWN: c_uint = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MORE | libc::SPLICE_F_GIFT;
+    if count > 0 && flags & !KNOWN != 0 {
+        return Err(Errno(libc::EINVAL));
+    }
+    let mode = sys::fcntl(out, libc::F_GETFL, 0)?;
+    if mode & libc::O_ACCMODE == libc::O_RDONLY {
+        return Err(Errno(libc::EBADF));
+    }
+    if sys::fstat(out)?.mode & libc::S_IFMT != libc::S_IFIFO {
+        return Err(Errno(libc::EINVAL));
+    }
+    Ok(flags & libc::SPLICE_F_NONBLOCK != 0 || mode & libc::O_NONBLOCK != 0)
+}
+
+/// Whether the pipe takes a piece.
+///
+/// # Errors
+/// EPIPE, with its signal, when nobody can read it.
+fn has_room(out: c_int) -> Result<bool> {
+    let ready = sys::poll_now(out, libc::POLLOUT)?;
+    if ready & libc::POLLERR != 0 {
+        // SAFETY: no pointers.
+        unsafe { libc::raise(libc::SIGPIPE) };
+        return Err(Errno(libc::EPIPE));
+    }
+    Ok(ready & libc::POLLOUT != 0)
 }
 
 fn wait_for_pipe(out: c_int) -> Result<()> {

@@ -11,9 +11,9 @@ use core::ffi::c_int;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
-use tssx_core::clock;
+use tssx_core::{clock, sys};
 
-use crate::errno::{self, Result};
+use crate::errno::{self, Errno, Result};
 use crate::{init, next};
 
 /// Waits without a spin before one is tried again.
@@ -74,19 +74,69 @@ impl SpinBudget {
     }
 }
 
-/// Blocks in libc's `recv` until the kernel socket has a byte, its end, an error, a signal or a time-out. With `peek` the byte
-/// stays. The byte taken otherwise is returned with the count.
-pub(crate) fn receive_one(fd: c_int, peek: bool) -> (Result<usize>, u8) {
+/// Blocks in libc's `recv` until the kernel socket has a byte, its end (0), an error, a signal or a time-out. The byte stays.
+pub(crate) fn look_for_one(fd: c_int) -> Result<usize> {
     let mut byte = 0_u8;
-    let flags = if peek { libc::MSG_PEEK } else { 0 };
     // SAFETY: one byte into a local.
-    let received = unsafe { next::recv(fd, (&raw mut byte).cast(), 1, flags) };
-    (errno::from_bytes(received), byte)
+    errno::from_bytes(unsafe { next::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) })
 }
 
 /// Blocks in libc's `send` of one junk byte until the kernel socket takes it, which it does when the consumer has made room.
-pub(crate) fn send_one(fd: c_int, flags: c_int) -> Result<usize> {
+/// A broken pipe raises no signal here: the program's own call follows.
+pub(crate) fn send_one(fd: c_int) -> Result<usize> {
     let byte = 0_u8;
     // SAFETY: one byte from a local.
-    errno::from_bytes(unsafe { next::send(fd, (&raw const byte).cast(), 1, flags & libc::MSG_NOSIGNAL) })
+    errno::from_bytes(unsafe { next::send(fd, (&raw const byte).cast(), 1, libc::MSG_NOSIGNAL) })
+}
+
+/// What stands for "no time-out" while a send waits that a signal must end: about three years.
+pub(crate) const YEARS: libc::timeval = libc::timeval { tv_sec: 100_000_000, tv_usec: 0 };
+
+/// The same, but a signal ends it even if its handler was installed with SA_RESTART: the kernel restarts no send with a time-out
+/// (socket(7), SO_SNDTIMEO), so one without gets a very long one for the while.
+pub(crate) fn send_one_unless_signalled(fd: c_int) -> Result<usize> {
+    const NONE: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let unlimited =
+        sys::getsockopt::<libc::timeval>(fd, libc::SO_SNDTIMEO).is_ok_and(|limit| limit.tv_sec == 0 && limit.tv_usec == 0);
+    if !unlimited {
+        return send_one(fd);
+    }
+    let _ = sys::set_time_out(fd, libc::SO_SNDTIMEO, &YEARS);
+    let sent = send_one(fd);
+    // Unless the program has set one of its own meanwhile.
+    if sys::getsockopt::<libc::timeval>(fd, libc::SO_SNDTIMEO).is_ok_and(|limit| limit.tv_sec == YEARS.tv_sec) {
+        let _ = sys::set_time_out(fd, libc::SO_SNDTIMEO, &NONE);
+    }
+    sent
+}
+
+/// Sends the program's bytes on the kernel socket, as the rest of a call that has sent some already: no signal for a broken pipe.
+pub(crate) fn send_rest(fd: c_int, from: *const u8, length: usize, flags: c_int) -> Result<usize> {
+    // SAFETY: the caller's memory; the kernel checks it.
+    errno::from_bytes(unsafe { next::send(fd, from.cast(), length, flags | libc::MSG_NOSIGNAL) })
+}
+
+/// send(2) of no bytes: it waits for nothing and sends nothing, but fails as every send does once no more can be sent.
+pub(crate) fn send_nothing(fd: c_int, flags: c_int) -> isize {
+    let nothing = 0_u8;
+    // SAFETY: no bytes of a local.
+    unsafe { next::send(fd, (&raw const nothing).cast(), 0, flags & libc::MSG_NOSIGNAL) }
+}
+
+/// Waits in libc's `poll` for an event of one descriptor, or its end, as long as the socket's own time-out (SO_RCVTIMEO for
+/// input, SO_SNDTIMEO for output) allows. Unlike a blocking receive or send it ends with every signal.
+///
+/// # Errors
+/// EINTR; EAGAIN after the time-out.
+pub(crate) fn for_event(fd: c_int, events: i16) -> Result<()> {
+    let option = if events & libc::POLLOUT != 0 { libc::SO_SNDTIMEO } else { libc::SO_RCVTIMEO };
+    let limit = sys::getsockopt::<libc::timeval>(fd, option).ok().filter(|limit| limit.tv_sec != 0 || limit.tv_usec != 0);
+    let limit = limit.map(|limit| libc::timespec { tv_sec: limit.tv_sec, tv_nsec: limit.tv_usec * 1000 });
+    let mut entry = libc::pollfd { fd, events, revents: 0 };
+    let time = limit.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+    // SAFETY: one live entry, a live or no time, and no signal mask.
+    match errno::from_int(unsafe { next::ppoll(&raw mut entry, 1, time, core::ptr::null()) })? {
+        0 => Err(Errno::AGAIN),
+        _ => Ok(()),
+    }
 }

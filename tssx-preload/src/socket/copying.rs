@@ -1,0 +1,101 @@
+//! Copying a write into the ring, so that a signal handler may write to the same stream in the middle of it.
+//!
+//! A handler that interrupts the copy cannot wait for it, and cannot put its bytes where the copy, when it goes on, will still
+//! write. So a copy first says what it is about to do ([`Job`]), and a handler that finds a job unfinished does it: it copies the
+//! same bytes to the same place, publishes them, and writes its own behind them. When the interrupted copy goes on, it
+//! writes what is there already, finds that the position has moved, and is done. Meanwhile nobody may write a whole ring
+//! further, over that place: until the copy has ended, its bytes count as unread ([`room`]).
+//!
+//! All of this happens on one thread, in the order of its instructions; compiler fences are enough.
+
+#![allow(unsafe_code, reason = "hands the caller's memory to the ring, and finds the interrupted caller's")]
+
+use core::cell::Cell;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::compiler_fence;
+
+use tssx_core::ring::producer::Producer;
+use tssx_core::segment::Segment;
+
+use crate::endpoint::{Endpoint, Locked};
+use crate::user_buf::Parts;
+
+/// A copy into the ring that has begun. Lies on the stack of whoever makes it.
+pub(crate) struct Job<'a> {
+    parts: Parts<'a>,
+    /// Which of the bytes: from where on, and how many.
+    from: usize,
+    length: usize,
+    /// Ring position at which they begin.
+    tail: u64,
+    /// A signal handler has done it.
+    done: Cell<bool>,
+}
+
+/// Bytes that fit. In a signal handler that interrupted a copy: without writing over the copy's place.
+pub(super) fn room(tx: &Locked, producer: &Producer<'_>, limit: u64) -> u64 {
+    match interrupted(tx) {
+        Some(job) => producer.room_behind(job.tail, limit),
+        None => producer.room(limit),
+    }
+}
+
+/// The copy that the calling signal handler interrupted.
+fn interrupted(tx: &Locked) -> Option<&Job<'_>> {
+    // SAFETY: the lock is held by this very thread further out, so we are above its frame, which set the pointer and clears
+    // it before it goes. A frame that was left by a jump is no holder any more (`Endpoint::lock` clears the pointer then).
+    unsafe { tx.endpoint.job.load(Relaxed).as_ref() }.filter(|_| tx.is_nested())
+}
+
+/// In a signal handler, before it writes: finishes the copy that it interrupted. Returns whether there was something to do; then
+/// the ring has to be opened again.
+pub(super) fn help(tx: &Locked, segment: &Segment) -> bool {
+    let Some(job) = interrupted(tx) else { return false };
+    let Ok(mut producer) = Producer::open(segment) else { return false };
+    if producer.tail() != job.tail || job.done.get() {
+        return false;
+    }
+    // SAFETY: what the interrupted call found to be readable.
+    job.parts.walk(job.from, job.length, |from, length| unsafe { producer.copy_in(from, length) });
+    tx.slot.ring_tx_bytes.fetch_add(job.length as u64, Relaxed);
+    job.done.set(producer.publish());
+    compiler_fence(SeqCst);
+    true
+}
+
+/// Copies `length` of the bytes from `from` on into the ring and publishes them. `None` if a signal handler has used the ring
+/// meanwhile without doing this: the caller begins again.
+pub(super) fn copy(
+    tx: &Locked,
+    segment: &Segment,
+    mut producer: Producer<'_>,
+    parts: &Parts<'_>,
+    from: usize,
+    length: usize,
+) -> Option<usize> {
+    let job = Job { parts: *parts, from, length, tail: producer.tail(), done: Cell::new(false) };
+    let outer = announce(tx.endpoint, &job);
+    // A handler that came before the job could be seen has written where it was to begin; one that comes now finds it.
+    if Producer::open(segment).map(|now| now.tail()) != Ok(job.tail) {
+        tx.endpoint.job.store(outer, Relaxed);
+        return None;
+    }
+    // SAFETY: the caller has found so many bytes to be readable.
+    let count = parts.walk(from, length, |from, length| unsafe { producer.copy_in(from, length) });
+    compiler_fence(SeqCst);
+    let published = producer.publish();
+    compiler_fence(SeqCst);
+    tx.endpoint.job.store(outer, Relaxed);
+    if published {
+        tx.slot.ring_tx_bytes.fetch_add(count as u64, Relaxed);
+    }
+    (published || job.done.get()).then_some(count)
+}
+
+/// Shows the job to signal handlers; the one that was shown before, if this is a handler itself.
+fn announce(endpoint: &Endpoint, job: &Job<'_>) -> *mut Job<'static> {
+    let outer = endpoint.job.load(Relaxed);
+    endpoint.job.store(core::ptr::from_ref(job).cast_mut().cast(), Relaxed);
+    compiler_fence(SeqCst);
+    outer
+}

@@ -1,0 +1,148 @@
+//! An empty ring: a receive that must not wait asks the kernel for the end of file and errors; one that may wait spins as long as
+//! it pays, and then sleeps in libc's own call on the real socket.
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use tssx_core::doorbell::{self, Drained};
+use tssx_core::ledger::layout::Slot;
+use tssx_core::segment::Segment;
+use tssx_core::{switchover, sys};
+
+use super::abandon::guarded;
+use super::receive::{Call, Step, holds_bytes, rearm};
+use super::{alive, reset, wait};
+use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
+use crate::errno::{Errno, Result};
+
+/// Non-blocking and empty: end of file and errors are the kernel's to tell.
+pub(super) fn look_at_kernel(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
+    match ask(call, rx.endpoint, rx.slot, segment) {
+        Step::Again => Step::Again,
+        Step::Return(Err(Errno::AGAIN)) => call.finish(Err(Errno::AGAIN)),
+        end => end,
+    }
+}
+
+/// Takes the doorbells that nobody needs and looks behind them. EAGAIN if there is nothing.
+fn ask(call: &Call<'_, '_>, endpoint: &Endpoint, slot: &Slot, segment: &Segment) -> Step {
+    let stale = doorbell::stale(slot, segment);
+    if holds_bytes(segment) {
+        return Step::Again;
+    }
+    let drained = doorbell::drain(call.fd, slot, segment, stale);
+    if matches!(drained, Drained::Empty(1..)) {
+        rearm(endpoint, segment);
+    }
+    if holds_bytes(segment) {
+        if let Drained::Failed(errno) = drained {
+            reset::owe(slot, errno);
+        }
+        return Step::Again;
+    }
+    match drained {
+        Drained::Empty(_) => Step::Return(Err(Errno::AGAIN)),
+        Drained::EndOfFile => call.finish(reset::end_of_file(call.fd, slot, segment)),
+        Drained::Failed(errno) => call.finish(reset::failed(slot, segment, errno)),
+    }
+}
+
+/// Blocking and empty.
+pub(super) fn wait_for_bytes(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
+    let (endpoint, slot) = (rx.endpoint, rx.slot);
+    call.keep(&rx);
+    drop(rx);
+    if endpoint.spin.spin(|| holds_bytes(segment)) {
+        slot.spin_hits.fetch_add(1, Relaxed);
+        alive::seen(endpoint);
+        return Step::Again;
+    }
+    let Some(rx) = lock_stream(call.fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, endpoint)) else {
+        return Step::Again;
+    };
+    sleep(call, rx, segment, endpoint)
+}
+
+/// Announces, looks again, and blocks in the kernel. See tssx-core's doorbell.rs for why no wake-up is lost.
+fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'static Endpoint) -> Step {
+    let slot = rx.slot;
+    let stale = doorbell::stale(slot, segment);
+    if holds_bytes(segment) {
+        return Step::Again;
+    }
+    if stale > 0 {
+        doorbell::take_doorbells(call.fd, slot, segment, stale);
+    }
+    doorbell::announce(segment);
+    if holds_bytes(segment) {
+        return Step::Again;
+    }
+    slot.rx_waiters.fetch_add(1, Relaxed);
+    slot.sleeps.fetch_add(1, Relaxed);
+    drop(rx);
+    let woken = || {
+        let before = slot.rx_waiters.load(Relaxed);
+        slot.rx_waiters.store(before.saturating_sub(1), Relaxed);
+    };
+    let undo = || {
+        let guard = endpoint.lock(slot, Way::Rx);
+        woken();
+        drop(guard);
+        endpoint.unpin();
+    };
+    let waited = guarded(&undo, || block(call));
+    call.waited = match waited {
+        Ok(Waited::End) => Ok(0),
+        Ok(_) => call.waited,
+        Err(errno) => Err(errno),
+    };
+    let _guard = endpoint.lock(slot, Way::Rx);
+    woken();
+    let nothing =
+        segment.rx().head.load(Relaxed) == segment.rx().tail.load(Acquire) && !switchover::kernel_follows(call.fd, slot, segment);
+    if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited
+        && nothing
+    {
+        return call.finish(Err(errno)); // also where the ring has ended and nothing follows
+    }
+    if holds_bytes(segment) {
+        if let Err(errno) = waited {
+            reset::owe(slot, errno);
+        }
+        return Step::Again;
+    }
+    match waited {
+        Ok(Waited::End) => call.finish(reset::end_of_file(call.fd, slot, segment)),
+        Ok(Waited::Something) => Step::Again,
+        Ok(Waited::Event) => after_event(call, endpoint, slot, segment),
+        Err(errno) => call.finish(reset::failed(slot, segment, errno)),
+    }
+}
+
+/// What a sleep ended with.
+enum Waited {
+    /// End of file.
+    End,
+    /// There is a byte: most likely a doorbell.
+    Something,
+    /// poll(2) says that there is something to see.
+    Event,
+}
+
+fn block(call: &Call<'_, '_>) -> Result<Waited> {
+    if call.got > 0 {
+        // The kernel returns what a call has when a signal comes, whatever SA_RESTART says; and so does poll(2).
+        return wait::for_event(call.fd, libc::POLLIN).map(|()| Waited::Event);
+    }
+    wait::look_for_one(call.fd).map(|count| if count == 0 { Waited::End } else { Waited::Something })
+}
+
+/// Woken in poll with an empty ring: the end, an error, or a doorbell that was too late or is another sleeper's.
+fn after_event(call: &Call<'_, '_>, endpoint: &Endpoint, slot: &Slot, segment: &Segment) -> Step {
+    match ask(call, endpoint, slot, segment) {
+        Step::Return(Err(Errno::AGAIN)) => {
+            sys::yield_now();
+            Step::Again
+        }
+        step => step,
+    }
+}
