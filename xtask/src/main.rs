@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | bench | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -9,6 +9,8 @@ mod build;
 mod census;
 mod check;
 mod demo;
+mod differential;
+mod exchange;
 mod measure;
 mod paths;
 mod run;
@@ -42,8 +44,15 @@ enum Command {
     Test,
     /// Ratios against the plain kernel socket, measured in turn in one run
     Bench(bench::Options),
+    /// Random programs of socket operations, plain and with the library: the answers must be the same
+    Differential(differential::Options),
     /// The whole chain on an echo workload: discover, suggest, preload, measure, verify
     Demo(demo::Options),
+    /// Two processes exchange gigabytes with upgrades and demotions at random moments; fails on a wrong byte or a stall
+    Exchange(exchange::Options),
+    /// One of those two processes
+    #[command(hide = true)]
+    ExchangeEnd(exchange::EndOptions),
     /// The programs that bench and demo start
     #[command(hide = true)]
     Workload(workload::Options),
@@ -66,7 +75,10 @@ fn dispatch() -> anyhow::Result<()> {
         Command::Check => check::check(),
         Command::Test => test::test(),
         Command::Bench(options) => bench::bench(&options),
+        Command::Differential(options) => differential::differential(&options),
         Command::Demo(options) => demo::demo(&options),
+        Command::Exchange(options) => exchange::exchange(&options),
+        Command::ExchangeEnd(options) => exchange::end(&options),
         Command::Workload(options) => workload::run(&options),
     }
 }

@@ -88,7 +88,7 @@ pub(crate) fn workload(program: &str, socket: &Path, cpu: Option<usize>) -> Resu
     if let Some(cpu) = cpu {
         command.args(["--cpu", &cpu.to_string()]);
     }
-    for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US"] {
+    for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_LOG"] {
         command.env_remove(name);
     }
     Ok(command)

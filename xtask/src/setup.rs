@@ -43,7 +43,7 @@ struct Requirement {
 }
 
 /// Everything that Debian's packages bring.
-const REQUIREMENTS: [Requirement; 6] = [
+const REQUIREMENTS: [Requirement; 7] = [
     Requirement {
         what: "a Rust compiler with core for the BPF target",
         why: "the kernel programs in tssx-ebpf are Rust",
@@ -73,6 +73,13 @@ const REQUIREMENTS: [Requirement; 6] = [
         why: "Python's socket, selectors and asyncio are among the tested programs",
         packages: &["python3"],
         met: || runs("python3", "--version"),
+    },
+    Requirement {
+        what: "CPython's own tests",
+        why: "its tests of sockets, selectors and asyncio must end the same with the library",
+        // apt-get takes a regular expression: the version is in the name.
+        packages: &["^libpython3[.][0-9]+-testsuite$"],
+        met: || ["/usr/bin/python3", "python3"].into_iter().any(carries_its_tests),
     },
     Requirement {
         what: "gcc and binutils",
@@ -183,6 +190,12 @@ fn install_components() -> Result<()> {
 
 fn runs(program: &str, argument: &str) -> bool {
     run::capture_success(Command::new(program).arg(argument), PROBE_DEADLINE).is_ok()
+}
+
+/// CPython's tests are a package of their own, in pyenv's Pythons a part.
+fn carries_its_tests(python: &str) -> bool {
+    let mut command = Command::new(python);
+    run::capture_success(command.args(["-c", "import test.test_socket, test.test_asyncio"]), PROBE_DEADLINE).is_ok()
 }
 
 /// Debian builds one binary that is the server or a checker by the name it is called by.

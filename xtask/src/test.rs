@@ -66,7 +66,7 @@ struct Suite {
     modelled: bool,
 }
 
-const SUITES: [Suite; 5] = [
+const SUITES: [Suite; 6] = [
     Suite { name: "tssx-core", arguments: &["--package", "tssx-core"], needs_root: false, modelled: false },
     Suite {
         name: "models of the protocol, every interleaving",
@@ -78,6 +78,12 @@ const SUITES: [Suite; 5] = [
     Suite {
         name: "behaviour with and without the library",
         arguments: &["--package", "xtask", "--test", "behaviour"],
+        needs_root: false,
+        modelled: false,
+    },
+    Suite {
+        name: "random programs with and without the library",
+        arguments: &["--package", "xtask", "--test", "differential"],
         needs_root: false,
         modelled: false,
     },

@@ -83,7 +83,7 @@ impl Mode {
 
     /// Prepares `command` to be this `end`, with `socket` selected.
     pub(crate) fn apply(self, command: &mut Command, end: End, socket: &Path) {
-        for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US"] {
+        for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_LOG"] {
             command.env_remove(name);
         }
         if !self.has_library(end) {
@@ -199,5 +199,8 @@ fn role_command(case: &Case, mode: Mode, end: End, directory: &Path) -> Command 
     let mut command = Command::new(std::env::current_exe().expect("our own path"));
     command.args(["--play", case.name, &format!("{end:?}")]).arg(directory);
     mode.apply(&mut command, end, &directory.join(SOCKET));
+    if let Some(selection) = crate::cases::selection(case.name, directory).filter(|_| mode.has_library(end)) {
+        command.env("USE_TSSX", selection);
+    }
     command
 }

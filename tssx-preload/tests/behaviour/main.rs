@@ -3,23 +3,35 @@
 //!
 //! Read [`cases`] first: a case is two functions, one for each end of a connection. [`harness`] starts each end as a
 //! process of its own (this very program with `--play`), plain or with `LD_PRELOAD`, and compares the transcripts.
-//! [`programs`] does the same with Python and C programs, [`redis`] with a real server; [`inert`] shows what the library
-//! must not do to programs that never use a selected socket; [`census`] counts at the end what was left behind.
+//! [`programs`] does the same with Python and C programs, [`cpython`] with CPython's own tests, [`redis`] with a real server;
+//! [`log`] reads the debug log; [`exchange`] moves gigabytes, [`quiet`] proves what the data path does not do, [`symbols`] knows what of
+//! libc is interposed; [`inert`] shows what the library must not do to programs that never use a selected socket; [`census`] counts at the
+//! end what was left behind.
 //!
 //! The library is named by `TSSX_PRELOAD` (absolute path); `cargo xtask test` sets it.
 
 mod cases;
 #[path = "../../../xtask/src/census.rs"]
 mod census;
+mod cpython;
+mod exchange;
+mod faults;
+mod files;
 mod harness;
 mod inert;
 mod ledger;
+mod log;
+mod messages;
 mod process;
 mod programs;
+mod quiet;
 mod rare;
 mod redis;
 mod role;
+mod signals;
+mod symbols;
 mod sys;
+mod waits;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,7 +52,12 @@ fn main() -> ExitCode {
     let before = census::Census::take();
     let mut trials: Vec<Trial> = cases::all().flat_map(harness::trials).collect();
     trials.extend(programs::trials());
+    trials.extend(cpython::trials());
+    trials.extend(exchange::trials());
+    trials.extend(quiet::trials());
+    trials.extend(symbols::trials());
     trials.extend(inert::trials());
+    trials.extend(log::trials());
     trials.extend(redis::trials());
     trials.push(Trial::test("nothing-is-left-behind", move || match census::Census::left_since(&before).as_slice() {
         [] => Ok(()),

@@ -28,7 +28,7 @@ enum Source {
     C(&'static str),
 }
 
-const PAIRS: [Pair; 6] = [
+const PAIRS: [Pair; 8] = [
     Pair {
         name: "python-socket-and-makefile",
         server: Source::Python(include_str!("programs/makefile_server.py")),
@@ -58,6 +58,18 @@ const PAIRS: [Pair; 6] = [
         server: Source::Python(include_str!("programs/fdopen_server.py")),
         client: Source::Python(include_str!("programs/makefile_client.py")),
         expect: Expect::Either,
+    },
+    Pair {
+        name: "c-jumps-and-cancellation",
+        server: Source::C(include_str!("programs/jumps_server.c")),
+        client: Source::Python(include_str!("programs/jumps_client.py")),
+        expect: Expect::Accelerated,
+    },
+    Pair {
+        name: "c-jumps-out-of-busy-calls",
+        server: Source::C(concat!("#define BUSY\n", include_str!("programs/jumps_server.c"))),
+        client: Source::Python(include_str!("programs/jumps_client.py")),
+        expect: Expect::Accelerated,
     },
     Pair {
         name: "c-stdio",
@@ -115,15 +127,21 @@ fn start(source: Source, mode: Mode, end: End, directory: &Path) -> Result<Proce
             python.arg(script);
             python
         }
-        Source::C(text) => Command::new(compile(text, &directory.join(format!("{end:?}")))?),
+        Source::C(text) => Command::new(compile(text, &directory.join(format!("{end:?}")), &[])?),
     };
     command.arg(directory.join(SOCKET));
     mode.apply(&mut command, end, &directory.join(SOCKET));
     Process::start_with_input(&mut command)
 }
 
-fn compile(text: &str, to: &Path) -> Result<PathBuf, Failed> {
-    let mut gcc = Command::new("gcc").args(["-O1", "-Wall", "-x", "c", "-", "-o"]).arg(to).stdin(Stdio::piped()).spawn()?;
+/// Compiles C with gcc.
+///
+/// # Errors
+/// gcc is missing or finds fault with the text.
+pub(crate) fn compile(text: &str, to: &Path, options: &[&str]) -> Result<PathBuf, Failed> {
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O1", "-Wall", "-x", "c", "-", "-o"]).arg(to).args(options).stdin(Stdio::piped());
+    let mut gcc = gcc.spawn()?;
     gcc.stdin.take().ok_or("gcc's standard input")?.write_all(text.as_bytes())?;
     if !gcc.wait()?.success() {
         return Err("gcc failed".into());
@@ -131,7 +149,7 @@ fn compile(text: &str, to: &Path) -> Result<PathBuf, Failed> {
     Ok(to.to_path_buf())
 }
 
-fn await_ready(server: &mut Process, deadline: Instant) -> Result<(), Failed> {
+pub(crate) fn await_ready(server: &mut Process, deadline: Instant) -> Result<(), Failed> {
     while !server.printed("ready\n") {
         if server.ended() || Instant::now() > deadline {
             return Err("the server does not come up".into());
@@ -142,7 +160,7 @@ fn await_ready(server: &mut Process, deadline: Instant) -> Result<(), Failed> {
 }
 
 /// Waits until the program writes its last line, `done`, reads its ledger, and lets it go by closing its input.
-fn at_the_end(process: &mut Process, deadline: Instant) -> Result<Counted, Failed> {
+pub(crate) fn at_the_end(process: &mut Process, deadline: Instant) -> Result<Counted, Failed> {
     while !process.printed("done\n") && !process.ended() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(1));
     }

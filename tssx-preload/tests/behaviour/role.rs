@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::fmt::Display;
 use std::io::{Read, Write};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -94,6 +94,11 @@ impl Role {
         self.directory.join(SOCKET)
     }
 
+    /// The listening socket's descriptor; only the server has one.
+    pub(crate) fn listener(&self) -> i32 {
+        self.listener.as_ref().expect("the server's").as_raw_fd()
+    }
+
     /// Opens this end of a connection, without traffic on it.
     pub(crate) fn open(&self) -> i32 {
         self.connections.set(self.connections.get() + 1);
@@ -112,8 +117,19 @@ impl Role {
 
     /// Ping-pongs on `fd`, blocking. The other end must do the same.
     pub(crate) fn warm_up(&self, fd: i32) {
+        self.exchange(fd, WARM_UP);
+    }
+
+    /// Meets, so that neither end's pings are taken for what was tested, and ping-pongs.
+    pub(crate) fn settle(&self, fd: i32) {
+        self.meet();
+        self.warm_up(fd);
+    }
+
+    /// Ping-pongs `rounds` times. The other end must do the same.
+    pub(crate) fn exchange(&self, fd: i32, rounds: usize) {
         let mut byte = [0];
-        for round in 0..WARM_UP {
+        for round in 0..rounds {
             let ping = [round as u8];
             if self.listener.is_some() {
                 assert_eq!(sys::read(fd, &mut byte), Ok(1), "warm-up: ping");

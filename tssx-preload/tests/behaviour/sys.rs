@@ -11,7 +11,7 @@ use libc::{c_int, c_void};
 pub(crate) type Answer = Result<usize, &'static str>;
 
 /// The errno names that the cases meet.
-const NAMES: [(c_int, &str); 14] = [
+const NAMES: &[(c_int, &str)] = &[
     (libc::EAGAIN, "EAGAIN"),
     (libc::EPIPE, "EPIPE"),
     (libc::ECONNRESET, "ECONNRESET"),
@@ -26,9 +26,27 @@ const NAMES: [(c_int, &str); 14] = [
     (libc::ECONNREFUSED, "ECONNREFUSED"),
     (libc::ENOENT, "ENOENT"),
     (libc::EEXIST, "EEXIST"),
+    (libc::EISCONN, "EISCONN"),
+    (libc::EMSGSIZE, "EMSGSIZE"),
+    (libc::ENOTTY, "ENOTTY"),
+    (libc::ENOPROTOOPT, "ENOPROTOOPT"),
+    (libc::EADDRINUSE, "EADDRINUSE"),
+    (libc::EPROTOTYPE, "EPROTOTYPE"),
+    (libc::EXDEV, "EXDEV"),
+    (libc::EDOM, "EDOM"),
+    (libc::EPERM, "EPERM"),
+    (libc::EACCES, "EACCES"),
+    (libc::ETIMEDOUT, "ETIMEDOUT"),
+    (libc::EINPROGRESS, "EINPROGRESS"),
+    (libc::EDESTADDRREQ, "EDESTADDRREQ"),
+    (libc::ENOTDIR, "ENOTDIR"),
+    (libc::ENODEV, "ENODEV"),
+    (libc::ENXIO, "ENXIO"),
+    (libc::ETOOMANYREFS, "ETOOMANYREFS"),
 ];
 
-fn answer(returned: isize) -> Answer {
+/// What a call returned, or the name of the errno that it left.
+pub(crate) fn answer(returned: isize) -> Answer {
     usize::try_from(returned).map_err(|_| name(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)))
 }
 
@@ -37,7 +55,8 @@ pub(crate) fn name(errno: c_int) -> &'static str {
     NAMES.iter().find(|(number, _)| *number == errno).map_or("another errno", |(_, name)| name)
 }
 
-fn narrow(returned: c_int) -> Answer {
+/// [`answer`] for calls that return an int.
+pub(crate) fn narrow(returned: c_int) -> Answer {
     answer(returned as isize)
 }
 
@@ -71,7 +90,8 @@ pub(crate) fn sendto(fd: i32, from: &[u8], flags: c_int) -> Answer {
     answer(unsafe { libc::sendto(fd, from.as_ptr().cast(), from.len(), flags, std::ptr::null(), 0) })
 }
 
-fn vector(part: &[u8]) -> libc::iovec {
+/// The `iovec` of a slice.
+pub(crate) fn vector(part: &[u8]) -> libc::iovec {
     libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }
 }
 
@@ -191,8 +211,50 @@ pub(crate) fn epoll_wait(epoll: i32, most: usize, timeout: Duration) -> Vec<(i32
     events.iter().map(|event| (i32::try_from(event.u64).unwrap_or(-1), event.events)).collect()
 }
 
-fn milliseconds(timeout: Duration) -> c_int {
+/// A timeout as `poll` and `epoll_wait` take it.
+pub(crate) fn milliseconds(timeout: Duration) -> c_int {
     c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX)
+}
+
+/// A socket of the family under test that is not connected.
+pub(crate) fn socket(kind: c_int) -> i32 {
+    // SAFETY: takes no pointer.
+    unsafe { libc::socket(libc::AF_UNIX, kind, 0) }
+}
+
+/// The address of `path`, with its length; a path that starts with NUL is abstract.
+pub(crate) fn address_of(path: &str) -> (libc::sockaddr_un, libc::socklen_t) {
+    // SAFETY: sockaddr_un is plain data for which zero is valid.
+    let mut address: libc::sockaddr_un = unsafe { zeroed() };
+    address.sun_family = libc::AF_UNIX as u16;
+    for (to, from) in address.sun_path.iter_mut().zip(path.bytes()) {
+        *to = i8::from_ne_bytes([from]);
+    }
+    let end = usize::from(!path.starts_with('\0'));
+    (address, (2 + path.len() + end) as libc::socklen_t)
+}
+
+pub(crate) fn connect(fd: i32, path: &str) -> Answer {
+    let (address, length) = address_of(path);
+    // SAFETY: a live address and its length.
+    narrow(unsafe { libc::connect(fd, (&raw const address).cast(), length) })
+}
+
+pub(crate) fn send_to(fd: i32, from: &[u8], path: &str) -> Answer {
+    let (address, length) = address_of(path);
+    // SAFETY: a live slice, a live address and their lengths.
+    answer(unsafe { libc::sendto(fd, from.as_ptr().cast(), from.len(), libc::MSG_NOSIGNAL, (&raw const address).cast(), length) })
+}
+
+pub(crate) fn bind(fd: i32, path: &str) -> Answer {
+    let (address, length) = address_of(path);
+    // SAFETY: a live address and its length.
+    narrow(unsafe { libc::bind(fd, (&raw const address).cast(), length) })
+}
+
+pub(crate) fn listen(fd: i32) -> Answer {
+    // SAFETY: takes no pointer.
+    narrow(unsafe { libc::listen(fd, 8) })
 }
 
 pub(crate) fn shutdown(fd: i32, how: c_int) -> Answer {
@@ -373,6 +435,34 @@ pub(crate) fn is_socket(fd: i32) -> bool {
     unsafe {
         let mut status: libc::stat = zeroed();
         libc::fstat(fd, &raw mut status) == 0 && status.st_mode & libc::S_IFMT == libc::S_IFSOCK
+    }
+}
+
+/// Accepts a connection with flags.
+pub(crate) fn accept4(listener: i32, flags: c_int) -> i32 {
+    // SAFETY: null addresses are allowed, see accept(2).
+    unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) }
+}
+
+/// A time limit as seconds and microseconds.
+pub(crate) fn time_option(fd: i32, option: c_int) -> Result<(i64, i64), &'static str> {
+    let mut value = libc::timeval { tv_sec: -1, tv_usec: -1 };
+    let mut length = size_of::<libc::timeval>() as libc::socklen_t;
+    // SAFETY: a live timeval and its length.
+    narrow(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut length) })
+        .map(|_| (value.tv_sec, value.tv_usec))
+}
+
+/// The socket's own or its peer's name into `room` bytes: the length it says, and the path as far as it was written.
+pub(crate) fn name_into(fd: i32, of_peer: bool, room: usize) -> (Answer, String) {
+    // SAFETY: a live address, of whose size `room` is at most.
+    unsafe {
+        let mut address: libc::sockaddr_un = zeroed();
+        let mut length = room.min(size_of::<libc::sockaddr_un>()) as libc::socklen_t;
+        let (at, length_at) = ((&raw mut address).cast(), &raw mut length);
+        let returned = if of_peer { libc::getpeername(fd, at, length_at) } else { libc::getsockname(fd, at, length_at) };
+        let path = address.sun_path.iter().take_while(|letter| **letter != 0).map(|letter| char::from(letter.cast_unsigned()));
+        (narrow(returned).map(|_| length as usize), path.collect())
     }
 }
 

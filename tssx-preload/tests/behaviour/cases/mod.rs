@@ -3,20 +3,61 @@
 mod closing;
 mod data;
 mod descriptors;
+mod ends;
+mod epolling;
+mod faults;
+mod gluing;
+mod interrupts;
 mod many;
+mod moving;
 mod nonblocking;
 mod options;
+mod polling;
 mod processes;
 mod readiness;
+mod refusals;
+mod rights;
+mod selection;
+mod sets;
+mod state;
+mod stdio;
+mod threads;
 mod unserved;
+mod vectors;
 mod waiting;
 
 use crate::harness::Case;
+pub(crate) use selection::selection;
+
+const TOPICS: &[&[Case]] = &[
+    closing::CASES,
+    data::CASES,
+    descriptors::CASES,
+    ends::CASES,
+    epolling::CASES,
+    faults::CASES,
+    gluing::CASES,
+    interrupts::CASES,
+    many::CASES,
+    moving::CASES,
+    nonblocking::CASES,
+    options::CASES,
+    polling::CASES,
+    processes::CASES,
+    readiness::CASES,
+    refusals::CASES,
+    rights::CASES,
+    selection::CASES,
+    sets::CASES,
+    state::CASES,
+    stdio::CASES,
+    threads::CASES,
+    unserved::CASES,
+    vectors::CASES,
+    waiting::CASES,
+];
 
 /// Every case.
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [data::CASES, nonblocking::CASES, readiness::CASES, closing::CASES, waiting::CASES, options::CASES, descriptors::CASES]
-        .into_iter()
-        .chain([processes::CASES, many::CASES, unserved::CASES])
-        .flatten()
+    TOPICS.iter().copied().flatten()
 }

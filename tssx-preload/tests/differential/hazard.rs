@@ -1,0 +1,179 @@
+//! Which steps have no one certain answer, and are passed over.
+//!
+//! The kernel leaves open which of two waiting calls gets the bytes or the error, and how much fits into a socket; the
+//! library may change the latter. Everything else must be the same.
+
+use crate::facts::{OVERFLOW, accounted, asked, direction_of, fit_for_child, given, leaves_ring, may_fail};
+use crate::program::{Op, Step};
+use crate::slots::End;
+use crate::state::{Class, Fill, State, What};
+use crate::words::{Handle, Millis, Place, Side, Worker};
+
+/// Most that one direction holds in the kernel's accounting outside of fills: below the mark at which poll says "not writable".
+const ROOM: u32 = 50_000;
+/// Most that is sent at once into a socket whose buffer was made small.
+const SMALL: u64 = 1000;
+/// What surely is in a socket that was filled, for receives that are not to see its end.
+const SURE: u64 = 40_000;
+/// A send of more is queued in several pieces.
+const PIECE: u64 = 30_000;
+
+impl State {
+    /// Whether the step, now, has no one certain answer.
+    pub(crate) fn hazard(&self, step: &Step) -> bool {
+        let side = step.worker.side;
+        if self.is_pending(step.worker) {
+            return true;
+        }
+        let waits = self.wait_of(step);
+        let competes = waits.is_some() || matches!(step.op, Op::Gather { .. });
+        if competes && self.classes(step).into_iter().any(|class| self.class_pending(class)) {
+            return true;
+        }
+        let sends_little = matches!(direction_of(&step.op), Some((_, false))) && given(&step.op).0 < OVERFLOW;
+        if waits.is_some() && !sends_little && self.has_ghost(side.other()) {
+            return true;
+        }
+        if step.child && (waits.is_some() || !fit_for_child(&step.op)) {
+            return true;
+        }
+        let unclear = |handle: Handle| self.end(side, handle).is_some_and(|end| self.is_unclear(end));
+        match &step.op {
+            Op::Signal { whom, .. } => whom.side != side || self.hazard_of_signal(*whom),
+            // What is unread then comes back with the peer's next call only: README.md, limits.
+            Op::Pass { what, .. } if self.end(side, *what).is_some_and(|end| self.incoming(end).bytes() > 0) => true,
+            Op::Await { set, .. } => set.0.iter().any(|(handle, events)| events.writes() && unclear(*handle)),
+            Op::EpollWait { .. } => {
+                let ends = End::all().filter(|end| self.description(*end).epoll);
+                self.epoll_out[side.index()] && ends.into_iter().any(|end| self.is_unclear(end))
+            }
+            Op::Ask { on, what } => self.hazard_of_question(side, *on, *what),
+            // A read of the pipe must not wait for ever.
+            Op::Nonblock { on, .. } => self.what(side, *on) == What::Other,
+            Op::EpollChange { on, .. } => self.hazard_of_change(side, *on),
+            Op::Close { on } | Op::Copy { to: on, .. } => self.end(side, *on).is_some_and(|end| self.hazard_of_close(end)),
+            op => match direction_of(op) {
+                Some((handle, true)) => self.end(side, handle).is_some_and(|end| self.hazard_of_receive(end, op)),
+                Some((handle, false)) => self.end(side, handle).is_some_and(|end| self.hazard_of_send(end, op, waits)),
+                None => false,
+            },
+        }
+    }
+
+    /// Nobody is interrupted; or recvmmsg(2) is, after which the kernel leaves an error number of its own (ERESTARTSYS) in the socket.
+    fn hazard_of_signal(&self, whom: Worker) -> bool {
+        let pending = self.pending[whom.side.index()][whom.thread].as_ref();
+        pending.is_none_or(|pending| matches!(pending.op, Op::Recvmmsg { .. }))
+    }
+
+    /// Whether there is room to send is not certain.
+    fn is_unclear(&self, end: End) -> bool {
+        match self.outgoing(end).fill {
+            Fill::Known => self.description(end).small_buffer && !self.outgoing(end).messages.is_empty(),
+            Fill::Full => !self.settled,
+            Fill::Unknown => true,
+        }
+    }
+
+    /// Whether a call waits that alone keeps a closed connection: when it is over the connection ends, behind the program's back.
+    fn has_ghost(&self, side: Side) -> bool {
+        End::all().any(|end| end.side == side && self.description(end).holders == 0) && self.waits_at(side) > 0
+    }
+
+    fn waits_at(&self, side: Side) -> usize {
+        self.waiting().filter(|(worker, _)| worker.side == side).count()
+    }
+
+    /// Which of two calls that wait at the other end would get the one ECONNRESET? And would it come before or after what ends
+    /// a call that waits at this end?
+    fn hazard_of_close(&self, end: End) -> bool {
+        // "If a file descriptor being monitored by select() is closed in another thread, the result is unspecified": select(2).
+        if self.waiting().any(|(worker, pending)| worker.side == end.side && matches!(pending.op, Op::Await { .. })) {
+            return true;
+        }
+        let there = self.waits_at(end.side.other());
+        there > 1 || (there > 0 && self.waits_at(end.side) > 0)
+    }
+
+    /// A set gets a stream whose bytes a thread waits for that is no part of it, while another waits for the set.
+    fn hazard_of_change(&self, side: Side, on: Handle) -> bool {
+        let Some(end) = self.end(side, on) else { return false };
+        let watched = self.waiting().any(|(worker, pending)| worker.side == side && matches!(pending.op, Op::EpollWait { .. }));
+        watched && [Class::Incoming(end), Class::Room(end)].into_iter().any(|class| self.class_pending(class))
+    }
+
+    fn hazard_of_question(&self, side: Side, on: Handle, what: crate::words::Question) -> bool {
+        use crate::words::Question::{Unread, Unsent};
+        let Some(end) = self.end(side, on) else { return false };
+        match what {
+            Unread => self.incoming(end).fill != Fill::Known || self.class_pending(Class::Incoming(end)),
+            Unsent => self.outgoing(end).fill == Fill::Unknown,
+            _ => false,
+        }
+    }
+
+    fn hazard_of_receive(&self, end: End, op: &Op) -> bool {
+        let direction = self.incoming(end);
+        let peer = End { connection: end.connection, side: end.side.other() };
+        if self.writer_waits(peer) {
+            // A writer goes on somewhere in the middle: only who waits for all of it knows what comes.
+            let description = self.description(end);
+            let sure = !description.nonblocking
+                && !description.receive_time.is_short_limit()
+                && !description.low_mark
+                && !direction.uncounted;
+            return !matches!(op, Op::Gather { .. }) || !sure || self.waiting().any(|(_, pending)| may_fail(&pending.op));
+        }
+        if ends_in_bad_memory(op) && direction.messages.len() > 1 {
+            return true;
+        }
+        if matches!(op, Op::Gather { .. }) {
+            return false;
+        }
+        if direction.fill != Fill::Known && self.class_pending(Class::Room(peer)) && !matches!(op, Op::Drain { .. }) {
+            // Is there room again, for who waits for it?
+            return true;
+        }
+        if direction.fill == Fill::Known || matches!(op, Op::Drain { .. }) {
+            return false;
+        }
+        let sure = !self.description(peer).small_buffer && direction.taken - direction.taken_at_full + asked(op) < SURE;
+        !sure || matches!(op, Op::Recvmmsg { .. } | Op::SpliceIn { .. })
+    }
+
+    fn hazard_of_send(&self, end: End, op: &Op, waits: Option<Millis>) -> bool {
+        let direction = self.outgoing(end);
+        let peer = End { connection: end.connection, side: end.side.other() };
+        let (size, messages) = given(op);
+        let reader = self.class_pending(Class::Incoming(peer));
+        let gatherer = self
+            .waiting()
+            .any(|(_, pending)| matches!(pending.op, Op::Gather { .. }) && pending.classes.contains(&Class::Incoming(peer)));
+        if reader && !gatherer && (size > PIECE || messages > 1) {
+            // The reader gets what is there when it wakes up.
+            return true;
+        }
+        if gatherer && matches!(op, Op::Fill { .. }) {
+            return true;
+        }
+        match direction.fill {
+            Fill::Unknown => true,
+            Fill::Full => messages > 1 || !self.settled || leaves_ring(op),
+            Fill::Known if matches!(op, Op::Fill { .. }) => false,
+            Fill::Known if size >= OVERFLOW && self.description(end).small_buffer => true,
+            Fill::Known if size >= OVERFLOW => messages > 1 || (waits.is_none() && gatherer),
+            Fill::Known if self.description(end).small_buffer => !direction.messages.is_empty() || size > SMALL || messages > 1,
+            Fill::Known => direction.accounted() + accounted(size / messages.max(1)) * messages as u32 > ROOM,
+        }
+    }
+}
+
+/// The kernel gives the messages before the one that does not fit into good memory; a ring knows where the last one began, not the others:
+/// README.md, limits.
+fn ends_in_bad_memory(op: &Op) -> bool {
+    match op {
+        Op::Receive { at, .. } => matches!(at, Place::Tail(_)),
+        Op::Readv { parts, .. } | Op::Recvmsg { parts, .. } => parts.0.iter().any(|(_, bad)| *bad),
+        _ => false,
+    }
+}
