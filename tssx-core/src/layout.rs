@@ -138,7 +138,7 @@ pub struct Direction {
     pub pad2: [AtomicU64; 15],
     /// `AWAKE`, `ASLEEP` and `GONE_…`. Written by the consumer before it sleeps, swapped to awake by the producer that rings.
     pub asleep: AtomicU32,
-    /// One of the `CONSENT_` values; writer: consumer. `CONSENT_REVOKED` is final; only it can follow `CONSENT_ENOUGH`.
+    /// One of the `CONSENT_` values; writer: consumer. `CONSENT_REVOKED` and `CONSENT_ENOUGH` can follow only each other.
     pub consent: AtomicU32,
     /// Room.
     pub pad3: [AtomicU64; 15],

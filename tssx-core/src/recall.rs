@@ -1,7 +1,7 @@
 //! Recall: a consumer gives its ring up at once, because the descriptor goes where no ring can be read.
 //!
 //! `exec` and passing the descriptor itself leave no time for the producer to end the ring by itself. The consumer *revokes*
-//! its consent: from that store on it never touches the ring again. The producer, at its next operation of any kind,
+//! its consent: from that store on it does not touch the ring, unless it finds that the producer can send nothing back ([`settle`]). The producer, at its next operation of any kind,
 //! takes back what is unread and sends it through the kernel socket, before anything else ([`take_back`], [`flush`]). Nothing is lost and the order
 //! is kept, because the kernel socket carries nothing else meanwhile.
 //!
@@ -26,7 +26,7 @@ use crate::switchover::Arrival;
 use crate::sys::{self, Errno};
 use crate::{doorbell, switchover};
 
-/// Consumer, under the receiving lock: reads no more from the ring, now and for ever. Until the answer is there and the doorbells that came
+/// Consumer, under the receiving lock: reads no more from the ring. Until the answer is there and the doorbells that came
 /// before it are taken ([`settle`]), the kernel's queue must not be read either. A consumer that has not come to the switch yet goes on
 /// to there first.
 pub fn revoke(slot: &Slot, segment: &Segment) {

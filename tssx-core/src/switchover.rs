@@ -27,6 +27,7 @@ use crate::ledger::view::LedgerView;
 use crate::reason::Reason;
 use crate::segment::Segment;
 use crate::sync::{fence, kernel};
+use crate::sys::Errno;
 
 /// Failed comparisons before an end gives up. One would do: the numbers are exact when they are compared.
 const DISAGREEMENTS_MAX: u32 = 3;
@@ -249,14 +250,22 @@ pub fn try_resume(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     true
 }
 
-/// Consumer, under the receiving lock: whether the kernel has queued bytes of the program's behind the ring's end.
-#[must_use]
-pub fn kernel_follows(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+/// Consumer, under the receiving lock: bytes of the program's that the kernel has queued behind the ring's end, 0 if it has none.
+///
+/// # Errors
+/// As SIOCINQ, unix(7).
+pub fn behind_end(fd: i32, slot: &Slot, segment: &Segment) -> Result<u64, Errno> {
     let direction = segment.rx();
     if direction.state.load(Acquire) != STATE_ENDED {
-        return false;
+        return Ok(0);
     }
     let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
-    let before = direction.resume_at.load(Relaxed).saturating_sub(carried);
-    kernel::queued_bytes(fd).is_ok_and(|queued| queued > before)
+    let doorbells = direction.resume_at.load(Relaxed).saturating_sub(carried);
+    kernel::queued_bytes(fd).map(|queued| queued.saturating_sub(doorbells))
+}
+
+/// Whether there are any.
+#[must_use]
+pub fn kernel_follows(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+    behind_end(fd, slot, segment).is_ok_and(|bytes| bytes > 0)
 }

@@ -17,7 +17,6 @@ use crate::errno::{Errno, Result};
 /// Non-blocking and empty: end of file and errors are the kernel's to tell.
 pub(super) fn look_at_kernel(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
     match ask(call, rx.endpoint, rx.slot, segment) {
-        Step::Again => Step::Again,
         Step::Return(Err(Errno::AGAIN)) => call.finish(Err(Errno::AGAIN)),
         end => end,
     }
@@ -97,10 +96,9 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     };
     let _guard = endpoint.lock(slot, Way::Rx);
     woken();
-    let nothing =
-        segment.rx().head.load(Relaxed) == segment.rx().tail.load(Acquire) && !switchover::kernel_follows(call.fd, slot, segment);
     if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited
-        && nothing
+        && segment.rx().head.load(Relaxed) == segment.rx().tail.load(Acquire)
+        && !switchover::kernel_follows(call.fd, slot, segment)
     {
         return call.finish(Err(errno)); // also where the ring has ended and nothing follows
     }

@@ -169,15 +169,9 @@ pub(crate) fn queue_length(fd: c_int, request: c_ulong) -> Option<c_int> {
 fn unread(fd: c_int) -> Option<c_int> {
     let rx = lock_stream(fd, Way::Rx)?;
     let segment = rx.segment?;
-    let direction = segment.rx();
     let ring = || Consumer::open(&segment).map_or(0, |consumer| consumer.available());
     let bytes = match rx.slot.rx_mode.load(Relaxed) {
-        MODE_RING if direction.state.load(Relaxed) == STATE_ENDED => {
-            let queued = sys::queued_bytes(fd).ok()?;
-            let carried = rx.slot.kernel_rx_bytes.load(Relaxed) + rx.slot.doorbell_rx_bytes.load(Relaxed);
-            ring() + queued.saturating_sub(direction.resume_at.load(Relaxed).saturating_sub(carried))
-        }
-        MODE_RING => ring(),
+        MODE_RING => switchover::behind_end(fd, rx.slot, &segment).ok()? + ring(),
         MODE_KERNEL if switchover::has_consented(&segment) => match switchover::safe_bytes(fd, rx.slot, &segment) {
             (Arrival::Kernel(Some(left)), _) => left + ring(),
             (Arrival::Kernel(None), queued) => queued,
