@@ -10,6 +10,7 @@ mod census;
 mod check;
 mod demo;
 mod differential;
+mod environment;
 mod exchange;
 mod measure;
 mod paths;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use crate::environment::without_library;
 use crate::run;
 
 /// Longest that one client may take for one round.
@@ -88,9 +89,7 @@ pub(crate) fn workload(program: &str, socket: &Path, cpu: Option<usize>) -> Resu
     if let Some(cpu) = cpu {
         command.args(["--cpu", &cpu.to_string()]);
     }
-    for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_LOG"] {
-        command.env_remove(name);
-    }
+    without_library(&mut command);
     Ok(command)
 }
 

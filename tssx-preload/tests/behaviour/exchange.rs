@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::library;
+use crate::library::library;
 use crate::process::Process;
 
 /// Longest that a run may take; it notices a stall by itself long before.

@@ -5,7 +5,7 @@
 //! must have gone through rings, and where only one end has the library none may.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex};
 
@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
+use crate::environment::without_library;
 use crate::ledger::Counted;
+use crate::library::library;
 use crate::process::Process;
 use crate::role::{End, Role, SOCKET};
 
@@ -83,9 +85,7 @@ impl Mode {
 
     /// Prepares `command` to be this `end`, with `socket` selected.
     pub(crate) fn apply(self, command: &mut Command, end: End, socket: &Path) {
-        for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_LOG"] {
-            command.env_remove(name);
-        }
+        without_library(command);
         if !self.has_library(end) {
             return;
         }
@@ -97,14 +97,6 @@ impl Mode {
             _ => command,
         };
     }
-}
-
-/// The library under test.
-pub(crate) fn library() -> PathBuf {
-    let path = std::env::var_os("TSSX_PRELOAD").map(PathBuf::from);
-    let path = path.expect("TSSX_PRELOAD must name libtssx_preload.so: run these tests by `cargo xtask test`");
-    assert!(path.is_absolute() && path.is_file(), "TSSX_PRELOAD={} is no absolute path of a file", path.display());
-    path
 }
 
 /// What both ends showed.

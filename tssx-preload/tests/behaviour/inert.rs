@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::{DEADLINE, library};
+use crate::environment::without_library;
+use crate::harness::DEADLINE;
+use crate::library::library;
 use crate::process::Process;
 
 /// Every trial of this module.
@@ -83,7 +85,8 @@ fn unchanged(command: &[&str]) -> Result<(), Failed> {
 fn outcome(command: &[&str], selection: Option<&str>) -> Result<String, Failed> {
     let (program, arguments) = command.split_first().ok_or("no command")?;
     let mut command = Command::new(program);
-    command.args(arguments).env_remove("LD_PRELOAD").env_remove("USE_TSSX").env_remove("TSSX_LOG");
+    command.args(arguments);
+    without_library(&mut command);
     if let Some(selection) = selection {
         command.env("LD_PRELOAD", library()).env("USE_TSSX", selection);
     }

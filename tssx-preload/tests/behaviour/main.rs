@@ -14,12 +14,15 @@ mod cases;
 #[path = "../../../xtask/src/census.rs"]
 mod census;
 mod cpython;
+#[path = "../../../xtask/src/environment.rs"]
+mod environment;
 mod exchange;
 mod faults;
 mod files;
 mod harness;
 mod inert;
 mod ledger;
+mod library;
 mod log;
 mod messages;
 mod process;

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::{DEADLINE, Mode, library};
+use crate::harness::{DEADLINE, Mode};
+use crate::library::library;
 use crate::process::{Ended, Process};
 use crate::programs::{await_ready, compile};
 use crate::role::{End, SOCKET};

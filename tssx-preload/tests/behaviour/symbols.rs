@@ -13,7 +13,7 @@ use std::process::Command;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::library;
+use crate::library::library;
 
 const INTERPOSED: &str = include_str!("symbols/interposed.txt");
 const FAMILIES: &str = include_str!("symbols/families.txt");

@@ -13,12 +13,16 @@ mod campaign;
 mod census;
 mod control;
 mod data;
+#[path = "../../../xtask/src/environment.rs"]
+mod environment;
 mod facts;
 mod generate;
 mod hazard;
 #[allow(dead_code, reason = "its text form is for the behaviour tests")]
 #[path = "../behaviour/ledger.rs"]
 mod ledger;
+#[path = "../behaviour/library.rs"]
+mod library;
 mod messages;
 mod mode;
 mod pair;

@@ -1,8 +1,10 @@
 //! How the library is present in a pair of players.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use crate::environment::without_library;
+use crate::library::library;
 use crate::words::Side;
 
 /// How the library is present.
@@ -52,9 +54,7 @@ impl Mode {
 
     /// Prepares `command` to be this side, with `socket` selected.
     pub(crate) fn apply(self, command: &mut Command, side: Side, socket: &Path) {
-        for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_LOG"] {
-            command.env_remove(name);
-        }
+        without_library(command);
         if !self.has_library(side) {
             return;
         }
@@ -65,12 +65,4 @@ impl Mode {
             _ => command,
         };
     }
-}
-
-/// The library under test.
-pub(crate) fn library() -> PathBuf {
-    let path = std::env::var_os("TSSX_PRELOAD").map(PathBuf::from);
-    let path = path.expect("TSSX_PRELOAD must name libtssx_preload.so: run these tests by `cargo xtask differential`");
-    assert!(path.is_absolute() && path.is_file(), "TSSX_PRELOAD={} is no absolute path of a file", path.display());
-    path
 }

@@ -29,6 +29,7 @@ use counts::Counts;
 use plan::{Demotion, Dice, Plan};
 use watch::Watch;
 
+use crate::environment::without_library;
 use crate::{build, run};
 
 /// Pairs of processes, one after the other, that share the bytes.
@@ -160,9 +161,7 @@ fn play(library: Option<&Path>, settings: [(&str, u64); 2], demotions: &[Demotio
         if accept {
             command.arg("--accept");
         }
-        for name in ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US"] {
-            command.env_remove(name);
-        }
+        without_library(&mut command);
         if let Some(library) = library {
             command.env("LD_PRELOAD", library).env("USE_TSSX", &socket);
             command.envs(settings.map(|(name, value)| (name, value.to_string())));
