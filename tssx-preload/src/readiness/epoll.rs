@@ -269,16 +269,13 @@ fn interpret(set: &'static EpollSet, mut event: epoll_event) -> Option<epoll_eve
     }
     drop(rx);
     if ready & WRITABLE != 0 && watch.events & EDGE != 0 {
-        note_room(set, &watch, refused);
+        update(set, &watch, |same| same.refusals = refused); // as of before the look
     }
     if ready != 0 {
         return Some(epoll_event { events: ready, u64: data });
     }
     if oneshot::is_one(&watch) {
-        let mut open = set.open();
-        let same = open.find(watch.fd).and_then(|index| open.all().get_mut(index));
-        same.into_iter().for_each(|same| same.armed = true);
-        drop(open);
+        update(set, &watch, |same| same.armed = true);
         oneshot::arm_in_kernel(set, &watch);
         return None;
     }
@@ -291,12 +288,7 @@ fn is_new_edge(set: &'static EpollSet, watch: &Watch, fd: c_int, slot: &Slot, se
     let ended = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR).cast_unsigned();
     let tail = segment.rx().tail.load(Acquire);
     let fresh = tail != watch.reported || events & ended != 0 || switchover::kernel_follows(fd, slot, segment);
-    let mut open = set.open();
-    if let Some(index) = open.find(watch.fd)
-        && let Some(watch) = open.all().get_mut(index)
-    {
-        watch.reported = tail;
-    }
+    update(set, watch, |same| same.reported = tail);
     fresh
 }
 
@@ -307,18 +299,14 @@ fn is_new_room(set: &'static EpollSet, watch: &Watch, slot: &Slot) -> bool {
         return true;
     }
     let refusals = refusals(watch);
-    let mut open = set.open();
-    let index = open.find(watch.fd);
-    let record = index.and_then(|index| open.all().get_mut(index));
-    record.is_none_or(|record| core::mem::replace(&mut record.refusals, refusals) != refusals)
+    update(set, watch, |same| core::mem::replace(&mut same.refusals, refusals) != refusals).unwrap_or(true)
 }
 
-/// Edge-triggered: room is about to be reported, as of the refusals that were known when the record was looked at.
-fn note_room(set: &'static EpollSet, watch: &Watch, refusals: u64) {
+/// Changes the record of which `watch` is a copy, if it is there still.
+fn update<T>(set: &'static EpollSet, watch: &Watch, change: impl FnOnce(&mut Watch) -> T) -> Option<T> {
     let mut open = set.open();
-    let index = open.find(watch.fd);
-    let record = index.and_then(|index| open.all().get_mut(index));
-    record.into_iter().for_each(|record| record.refusals = refusals);
+    let index = open.find(watch.fd)?;
+    open.all().get_mut(index).map(change)
 }
 
 /// What rings and kernel say of one record.

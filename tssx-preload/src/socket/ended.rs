@@ -8,10 +8,9 @@ use tssx_core::ledger::layout::{MODE_FINAL, Slot};
 use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover, sys};
 
-use super::abandon::guarded;
-use super::receive::{Call, Step};
+use super::receive::{Call, Step, counted};
 use super::{crossing, fallback, reset};
-use crate::endpoint::{Locked, Way};
+use crate::endpoint::Locked;
 use crate::errno::{Errno, Result};
 
 /// Whether the call has come to the ring's end.
@@ -76,22 +75,9 @@ pub(super) fn rest_through_kernel(call: &mut Call<'_, '_>, rx: Locked) -> Result
     let (endpoint, slot) = (rx.endpoint, rx.slot);
     let blocks = call.blocks(slot);
     call.keep(&rx);
-    slot.kernel_rx_inflight.fetch_add(1, Relaxed);
-    drop(rx);
-    let end = |received: usize| {
-        let _guard = endpoint.lock(slot, Way::Rx);
-        let before = slot.kernel_rx_inflight.load(Relaxed);
-        slot.kernel_rx_inflight.store(before.saturating_sub(1), Relaxed);
-        slot.kernel_rx_bytes.fetch_add(received as u64, Relaxed);
-        slot.kernel_rx_calls.fetch_add(u64::from(received > 0), Relaxed);
-    };
-    let undo = || {
-        end(0);
-        endpoint.unpin();
-    };
+    let peeks = call.peeks();
     let received =
-        guarded(&undo, || if blocks { crossing::receive_waiting(call) } else { crossing::receive_now(call, usize::MAX) });
-    end(received.unwrap_or(0));
+        counted(rx, peeks, || if blocks { crossing::receive_waiting(call) } else { crossing::receive_now(call, usize::MAX) });
     call.got += received.unwrap_or(0);
     if let Some(segment) = endpoint.segment(slot) {
         told_by_part(call, slot, &segment, received);

@@ -28,42 +28,40 @@ const ANSWER_US: u64 = 200_000;
 
 /// Before the descriptor is handed on: afterwards the kernel socket alone carries both directions, or will, in order.
 pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
-    establish::give_up(fd, reason);
-    let Some(rx) = lock_stream(fd, Way::Rx) else { return };
-    let Some(segment) = rx.segment else { return };
-    recall::revoke(rx.slot, &segment);
-    drop(rx);
-    wake_peer(fd, &segment);
-    let _ = fallback::before_foreign_write(fd, reason, false);
-    let start = clock::ticks();
-    loop {
+    let Some(segment) = leave(fd, reason, recall::revoke) else { return };
+    wait_while(|| {
         // A writer that waits for room, asleep in the kernel, goes on when its junk is taken, and answers.
-        let Some(rx) = lock_stream(fd, Way::Rx) else { return };
-        if recall::settle(fd, rx.slot, &segment) && (recall::is_answered(&segment) || rx.slot.rx_mode.load(Relaxed) == MODE_RING) {
-            return;
-        }
-        drop(rx);
-        if clock::ticks().wrapping_sub(start) > ANSWER_US * clock::ticks_per_us() {
-            return;
-        }
-        sys::yield_now();
-    }
+        let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
+        let settled = recall::settle(fd, rx.slot, &segment);
+        !(settled && (recall::is_answered(&segment) || rx.slot.rx_mode.load(Relaxed) == MODE_RING))
+    });
 }
 
 /// Before something that only the kernel socket has: both directions end their rings as soon as may be. What is in the ring that we
 /// read stays there until the program has read it, whether or not the peer ever answers.
 pub(crate) fn wind_down(fd: c_int, reason: Reason) {
+    let Some(segment) = leave(fd, reason, recall::ask_for_end) else { return };
+    // A peer that has said its last word, or is dead, answers no more.
+    let gone = || doorbell::peer_ending(&segment) || sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLHUP != 0;
+    wait_while(|| !recall::is_answered(&segment) && !gone());
+}
+
+/// Ends the sending direction's ring, and asks the peer by `ask` to end the other.
+fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment> {
     establish::give_up(fd, reason);
-    let Some(rx) = lock_stream(fd, Way::Rx) else { return };
-    let Some(segment) = rx.segment else { return };
-    recall::ask_for_end(rx.slot, &segment);
+    let rx = lock_stream(fd, Way::Rx)?;
+    let segment = rx.segment?;
+    ask(rx.slot, &segment);
     drop(rx);
     wake_peer(fd, &segment);
     let _ = fallback::before_foreign_write(fd, reason, false);
+    Some(segment)
+}
+
+/// Waits for the peer, but not for longer than [`ANSWER_US`].
+fn wait_while(condition: impl Fn() -> bool) {
     let start = clock::ticks();
-    // A peer that has said its last word, or is dead, answers no more.
-    let gone = || doorbell::peer_ending(&segment) || sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLHUP != 0;
-    while !recall::is_answered(&segment) && !gone() && clock::ticks().wrapping_sub(start) < ANSWER_US * clock::ticks_per_us() {
+    while condition() && clock::ticks().wrapping_sub(start) < ANSWER_US * clock::ticks_per_us() {
         sys::yield_now();
     }
 }

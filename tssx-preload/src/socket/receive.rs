@@ -216,28 +216,39 @@ pub(crate) unsafe fn peer_name(fd: c_int, address: *mut libc::sockaddr, room: li
     if unnamed { 0 } else { length }
 }
 
-/// The program's own call on the kernel socket, counted.
-fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isize) -> Result<usize> {
-    let endpoint = rx.endpoint;
-    let (pin, slot) = (rx.pin(), rx.slot);
+/// A receive from the kernel socket, counted. What it received before a cancellation or a jump is not known: the comparison of counts
+/// finds out.
+pub(super) fn counted(rx: Locked, peeks: bool, receive: impl FnOnce() -> Result<usize>) -> Result<usize> {
+    let (endpoint, slot) = (rx.endpoint, rx.slot);
     slot.kernel_rx_inflight.fetch_add(1, Relaxed);
     drop(rx);
     let end = |received: usize| {
         let _guard = endpoint.lock(slot, Way::Rx);
         let before = slot.kernel_rx_inflight.load(Relaxed);
         slot.kernel_rx_inflight.store(before.saturating_sub(1), Relaxed);
-        if received > 0 && flags & libc::MSG_PEEK == 0 {
+        if received > 0 && !peeks {
             slot.kernel_rx_bytes.fetch_add(received as u64, Relaxed);
             slot.kernel_rx_calls.fetch_add(1, Relaxed);
         }
     };
     let undo = || {
-        end(0); // what it received is not known: the comparison of counts finds out
+        end(0);
         endpoint.unpin();
     };
-    let mut result = guarded(&undo, || errno::from_bytes(plain()));
-    let kept = errno::get();
+    let result = guarded(&undo, receive);
     end(result.unwrap_or(0));
+    result
+}
+
+/// The program's own call on the kernel socket, counted.
+fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isize) -> Result<usize> {
+    let (pin, endpoint, slot) = (rx.pin(), rx.endpoint, rx.slot);
+    let mut kept = Errno(0);
+    let mut result = counted(rx, flags & libc::MSG_PEEK != 0, || {
+        let result = errno::from_bytes(plain());
+        kept = errno::get();
+        result
+    });
     if let Some(segment) = endpoint.segment(slot) {
         // What we sent may be in a ring, of which the kernel knows nothing.
         result = match result {
