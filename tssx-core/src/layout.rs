@@ -108,7 +108,7 @@ pub const GONE_CLOSED: u32 = 1 << 31;
 pub struct Direction {
     /// Ring position after the last byte written. Writer: producer (Release); the consumer's Acquire load pairs with it.
     pub tail: AtomicU64,
-    /// Most bytes the producer leaves unread, from its SO_SNDBUF; 0 = the capacity. Tells the consumer when to let it go on.
+    /// Unread bytes at which the ring is full, from the producer's SO_SNDBUF; 0 = the capacity. Tells the consumer when to let it go on.
     pub limit: AtomicU64,
     /// Ring position at which the last write began: a receive that meets bad memory gives up whole writes only, as the kernel does.
     pub last_write: AtomicU64,

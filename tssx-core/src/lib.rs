@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod lock;
 #[cfg(loom)]
 mod models;
+pub mod packets;
 pub mod reason;
 pub mod recall;
 pub mod rendezvous;

@@ -24,6 +24,7 @@ use crate::layout::{
 use crate::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RECALLED, MODE_RING, Slot};
 use crate::ledger::slots;
 use crate::ledger::view::LedgerView;
+use crate::packets;
 use crate::reason::Reason;
 use crate::segment::Segment;
 use crate::sync::{fence, kernel};
@@ -31,8 +32,6 @@ use crate::sys::Errno;
 
 /// Failed comparisons before an end gives up. One would do: the numbers are exact when they are compared.
 const DISAGREEMENTS_MAX: u32 = 3;
-/// Least bytes a ring lets wait unread, whatever SO_SNDBUF says.
-const LIMIT_MIN: u64 = 4096;
 
 /// A kernel send is about to begin; under the sending lock.
 pub fn kernel_send_begins(slot: &Slot, segment: Option<&Segment>) {
@@ -163,15 +162,19 @@ pub(crate) fn enter_ring(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     if kernel::setsockopt(fd, libc::SO_SNDBUF, 1).is_err() {
         return false;
     }
-    let buffer = buffer.max(0).cast_unsigned();
-    slot.sndbuf.store(buffer, Relaxed);
-    let limit = u64::from(buffer).clamp(LIMIT_MIN, segment.capacity());
-    slot.tx_limit.store(u32::try_from(limit).unwrap_or(u32::MAX), Relaxed);
-    direction.limit.store(limit, Relaxed);
+    limit_unread(slot, segment, buffer.max(0).cast_unsigned());
     direction.switch_at.store(slot.kernel_tx_bytes.load(Relaxed), Relaxed);
     direction.state.store(STATE_RING, Release);
     slot.tx_mode.store(MODE_RING, Release);
     true
+}
+
+/// Producer, under the sending lock: SO_SNDBUF is `buffer` bytes for the program, and as many may lie unread in the ring.
+pub fn limit_unread(slot: &Slot, segment: &Segment, buffer: u32) {
+    slot.sndbuf.store(buffer, Relaxed);
+    let limit = packets::limit(buffer, segment.capacity());
+    slot.tx_limit.store(u32::try_from(limit).unwrap_or(u32::MAX), Relaxed);
+    segment.tx().limit.store(limit, Relaxed);
 }
 
 /// Whether the consumer has consented: then the producer may have moved, and kernel bytes must be told from doorbells.
@@ -195,19 +198,35 @@ pub enum Arrival {
 /// Consumer, under the receiving lock, before it takes kernel bytes.
 #[must_use]
 pub fn arrival(slot: &Slot, segment: &Segment) -> Arrival {
+    if slot.rx_mode.load(Relaxed) == MODE_FINAL {
+        return Arrival::Kernel(None);
+    }
     if segment.rx().state.load(Acquire) == STATE_KERNEL {
         return Arrival::Kernel(None);
     }
     let received = slot.kernel_rx_bytes.load(Relaxed);
     match segment.rx().switch_at.load(Relaxed).checked_sub(received) {
         None => Arrival::Corrupt,
-        Some(0) => {
+        Some(0) if !is_unused(segment) => {
             let revoked = segment.rx().consent.load(Relaxed) == CONSENT_REVOKED;
             slot.rx_mode.store(if revoked { MODE_RECALLED } else { MODE_RING }, Release);
             Arrival::Ring
         }
+        // All that the kernel has queued is the program's.
+        Some(_) if is_unused(segment) => {
+            slot.rx_mode.store(MODE_FINAL, Release);
+            Arrival::Kernel(None)
+        }
         Some(left) => Arrival::Kernel(Some(left)),
     }
+}
+
+/// Whether the producer's ring has ended with nothing in it, and no doorbell was sent meanwhile.
+fn is_unused(segment: &Segment) -> bool {
+    let direction = segment.rx();
+    direction.state.load(Acquire) == STATE_ENDED
+        && direction.end_at.load(Relaxed) == direction.head.load(Relaxed)
+        && direction.resume_at.load(Relaxed) == direction.switch_at.load(Relaxed)
 }
 
 /// Consumer, under the receiving lock: how many bytes may be taken from the kernel now so that no doorbell is among them.

@@ -348,18 +348,29 @@ pub unsafe fn recvmsg(fd: c_int, message: &mut libc::msghdr, flags: c_int) -> Re
 /// # Errors
 /// As ioctl(2).
 pub fn queued_bytes(fd: c_int) -> Result<u64> {
-    let mut count: c_int = 0;
-    call(libc::SYS_ioctl, [fd_arg(fd), libc::FIONREAD as usize, core::ptr::from_mut(&mut count) as usize, 0, 0, 0])?;
-    Ok(u64::from(count.max(0).cast_unsigned()))
+    ask(fd, libc::FIONREAD as usize).map(|count| u64::from(count.max(0).cast_unsigned()))
+}
+
+/// SIOCOUTQ: memory that holds what was sent and is unread, bytes, see unix(7).
+///
+/// # Errors
+/// As ioctl(2).
+pub fn unsent_bytes(fd: c_int) -> Result<u64> {
+    ask(fd, libc::TIOCOUTQ as usize).map(|count| u64::from(count.max(0).cast_unsigned()))
+}
+
+/// An ioctl(2) that answers with an `int`.
+fn ask(fd: c_int, request: usize) -> Result<c_int> {
+    let mut answer: c_int = 0;
+    call(libc::SYS_ioctl, [fd_arg(fd), request, core::ptr::from_mut(&mut answer) as usize, 0, 0, 0])?;
+    Ok(answer)
 }
 
 /// SIOCATMARK: whether the next byte in the receive queue was sent as out-of-band, see sockatmark(3).
 #[must_use]
 pub fn at_mark(fd: c_int) -> bool {
     const SIOCATMARK: usize = 0x8905;
-    let mut mark: c_int = 0;
-    let asked = call(libc::SYS_ioctl, [fd_arg(fd), SIOCATMARK, core::ptr::from_mut(&mut mark) as usize, 0, 0, 0]);
-    asked.is_ok() && mark != 0
+    ask(fd, SIOCATMARK).is_ok_and(|mark| mark != 0)
 }
 
 /// poll(2) of one descriptor without waiting: its `revents`.

@@ -267,6 +267,12 @@ impl Endpoint {
         self.spare.load(Acquire).checked_sub(1).map(u32::cast_signed).or_else(|| fd_table::find_stream(self))
     }
 
+    /// `fd` if it leads here still, else another descriptor that does, if there is one.
+    pub(crate) fn descriptor(&'static self, fd: c_int) -> c_int {
+        let same = fd_table::stream(fd).is_some_and(|endpoint| core::ptr::eq(endpoint, self));
+        if same { fd } else { self.other_descriptor().unwrap_or(fd) }
+    }
+
     /// Unread doorbells would make the kernel tell the peer ECONNRESET, as for unread data; unread data in the ring must do so.
     fn prepare_close(&self, fd: c_int, slot: &Slot) {
         let Some(segment) = self.segment(slot) else { return };

@@ -184,7 +184,7 @@ pub struct Slot {
     pub disagreements: AtomicU32,
     /// 1 once a reset by the peer was reported to the program, which happens once (unix(7)); 2 while the report is owed.
     pub reset_reported: AtomicU32,
-    /// Most bytes that this end may leave unread in the ring; derived from `SO_SNDBUF`.
+    /// Unread bytes of this end at which the ring is full; derived from `SO_SNDBUF`.
     pub tx_limit: AtomicU32,
     /// 1 once the program has shut the sending direction down.
     pub tx_shutdown: AtomicU32,

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "copies out of the ring's memory")]
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::Ordering::Acquire;
 
 use super::{Corrupt, Span, contiguous};
 use crate::layout::Direction;
@@ -27,8 +27,8 @@ impl<'a> Consumer<'a> {
     /// [`Corrupt`].
     pub fn open(segment: &'a Segment) -> Result<Self, Corrupt> {
         let direction = segment.rx();
-        let head = direction.head.load(Relaxed);
-        let span = Span::checked(head, direction.tail.load(Acquire), segment.capacity())?;
+        let look = |head| Span::checked(head, direction.tail.load(Acquire), segment.capacity());
+        let span = Span::of(&direction.head, look)?;
         Ok(Self { direction, bytes: segment.rx_bytes(), capacity: segment.capacity(), span, taken: 0 })
     }
 
@@ -90,6 +90,8 @@ impl<'a> Consumer<'a> {
 
 #[cfg(test)]
 mod tests {
+    use core::sync::atomic::Ordering::Relaxed;
+
     use super::*;
     use crate::ring::producer::Producer;
     use crate::sys;

@@ -9,6 +9,10 @@
 //! and the capacity, and derives every address from the values it checked. A half-done copy is invisible: the
 //! position moves by one store, after the bytes (Release), and is read before them (Acquire).
 
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::sync::AtomicU64;
+
 pub mod consumer;
 pub mod producer;
 
@@ -29,6 +33,23 @@ impl Span {
     /// Believes the positions if they can be true of a ring of `capacity` bytes.
     fn checked(head: u64, tail: u64, capacity: u64) -> Result<Self, Corrupt> {
         if tail.wrapping_sub(head) > capacity { Err(Corrupt) } else { Ok(Self { head, tail }) }
+    }
+
+    /// Looks at both positions by `other`, which loads the peer's and puts it together with the `own` one that it is given. A signal
+    /// handler of this thread may use the ring between the two loads, so that the older contradicts the newer: then it is looked at
+    /// again, but not for ever, because the peer can write there too.
+    fn of(own: &AtomicU64, other: impl Fn(u64) -> Result<Self, Corrupt>) -> Result<Self, Corrupt> {
+        const LOOKS: u32 = 8;
+        let mut position = own.load(Relaxed);
+        for _ in 0..LOOKS {
+            let span = other(position);
+            let now = own.load(Relaxed);
+            if span.is_ok() || now == position {
+                return span;
+            }
+            position = now;
+        }
+        Err(Corrupt)
     }
 
     /// Readable bytes.
@@ -56,6 +77,28 @@ mod tests {
         assert_eq!(Span::checked(0, 65, 64), Err(Corrupt));
         assert_eq!(Span::checked(u64::MAX, 63, 64).map(Span::used), Ok(64));
         assert_eq!(Span::checked(5, 5, 64).map(Span::used), Ok(0));
+    }
+
+    #[test]
+    fn a_position_that_a_handler_moves_is_looked_at_again() {
+        let (own, first) = (AtomicU64::new(10), core::cell::Cell::new(true));
+        let look = |position| {
+            if first.replace(false) {
+                own.store(30, Relaxed); // the handler wrote, and the peer has read it
+            }
+            Span::checked(20, position, 64)
+        };
+        assert_eq!(Span::of(&own, look).map(Span::used), Ok(10));
+    }
+
+    #[test]
+    fn a_position_that_never_stands_still_is_corrupt() {
+        let own = AtomicU64::new(0);
+        let look = |position| {
+            own.fetch_add(1, Relaxed);
+            Span::checked(1000, position, 64)
+        };
+        assert_eq!(Span::of(&own, look), Err(Corrupt));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "copies into the ring's memory")]
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::Ordering::Acquire;
 
 use super::{Corrupt, Span, contiguous};
 use crate::layout::Direction;
@@ -28,8 +28,8 @@ impl<'a> Producer<'a> {
     /// [`Corrupt`].
     pub fn open(segment: &'a Segment) -> Result<Self, Corrupt> {
         let direction = segment.tx();
-        let tail = direction.tail.load(Relaxed);
-        let span = Span::checked(direction.head.load(Acquire), tail, segment.capacity())?;
+        let look = |tail| Span::checked(direction.head.load(Acquire), tail, segment.capacity());
+        let span = Span::of(&direction.tail, look)?;
         Ok(Self { direction, bytes: segment.tx_bytes(), capacity: segment.capacity(), span, written: 0 })
     }
 
@@ -39,11 +39,12 @@ impl<'a> Producer<'a> {
         limit.min(self.capacity).saturating_sub(self.span.used() + self.written)
     }
 
-    /// As [`Self::room`], as if nothing from `position` on had been read.
+    /// Bytes that fit into the ring, as if nothing from `position` on had been read.
     #[must_use]
-    pub fn room_behind(&self, position: u64, limit: u64) -> u64 {
+    pub fn room_behind(&self, position: u64) -> u64 {
         let kept = self.tail().wrapping_sub(position);
-        if kept > self.capacity { self.room(limit) } else { self.room(limit).min(self.capacity - kept) }
+        let room = self.room(self.capacity);
+        if kept > self.capacity { room } else { room.min(self.capacity - kept) }
     }
 
     /// Bytes the peer has not read yet, without those not published.

@@ -9,7 +9,7 @@ use libc::{mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 use tssx_core::reason::Reason;
 
 use super::io::send_from;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Pin, Way, lock_stream};
 use crate::errno::{self, Errno};
 use crate::readiness::deadline::Deadline;
 use crate::socket::{ancillary, fallback, receive, reset, send};
@@ -253,6 +253,8 @@ pub(crate) unsafe extern "C" fn recvmmsg(
     {
         return errno::int(Err(errno));
     }
+    // One call, though it is many here: what is closed meanwhile lasts until it returns.
+    let batch = Batch::of(fd);
     let (mut done, mut flags) = (0, flags);
     let wait_for_one = flags & libc::MSG_WAITFORONE != 0;
     flags &= !libc::MSG_WAITFORONE;
@@ -262,12 +264,18 @@ pub(crate) unsafe extern "C" fn recvmmsg(
             return if done > 0 { done } else { errno::int(Err(Errno(libc::EFAULT))) };
         }
         // With a message in hand the kernel's wait ends with every signal, as poll(2) does and recvmsg(2) does not.
-        if done > 0 && flags & libc::MSG_DONTWAIT == 0 && !wait_for_next(fd) {
+        if done > 0 && flags & libc::MSG_DONTWAIT == 0 && !wait_for_next(batch.descriptor()) {
             break;
         }
+        let fd = batch.descriptor();
         // SAFETY: the caller keeps recvmmsg(2)'s contract, which includes recvmsg(2)'s.
         match unsafe { recvmsg(fd, &raw mut (*message).msg_hdr, flags) } {
-            received if received < 0 => return if done > 0 { done } else { -1 },
+            received if received < 0 => {
+                if done > 0 {
+                    reset::tell_again(fd, errno::get()); // net/socket.c, `do_recvmmsg`
+                }
+                return if done > 0 { done } else { -1 };
+            }
             // SAFETY: as above.
             received => unsafe { (*message).msg_len = u32::try_from(received).unwrap_or(u32::MAX) },
         }
@@ -285,6 +293,23 @@ pub(crate) unsafe extern "C" fn recvmmsg(
         }
     }
     done
+}
+
+/// The stream of a call that receives several messages.
+struct Batch {
+    fd: c_int,
+    pin: Option<Pin>,
+}
+
+impl Batch {
+    fn of(fd: c_int) -> Self {
+        Self { fd, pin: lock_stream(fd, Way::Rx).map(|rx| rx.pin()) }
+    }
+
+    /// The stream's descriptor, or another one that leads to it if that was closed.
+    fn descriptor(&self) -> c_int {
+        self.pin.as_ref().map_or(self.fd, |pin| pin.endpoint().descriptor(self.fd))
+    }
 }
 
 /// Waits until there is something to receive on a blocking stream; false if a signal or its time-out (SO_RCVTIMEO) came first.

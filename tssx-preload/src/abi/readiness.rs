@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "C entry points")]
 
 use core::ffi::{c_int, c_ulong};
+use core::sync::atomic::Ordering::SeqCst;
 
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
@@ -63,10 +64,35 @@ fn poll_with(fds: &mut [pollfd], deadline: Deadline, mask: *const sigset_t) -> R
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
     // SAFETY: the caller keeps poll(2)'s contract.
-    match unsafe { array(fds, count) } {
-        // SAFETY: as above.
-        None => unsafe { next::poll(fds, count, timeout) },
-        Some(fds) => errno::int(poll_with(fds, Deadline::from_ms(timeout), NO_MASK)),
+    let plain = || unsafe { next::poll(fds, count, timeout) };
+    if init::active().is_none() {
+        return plain();
+    }
+    // SAFETY: as above.
+    unsafe { poll_anyhow(fds, count, Deadline::from_ms(timeout), NO_MASK, plain) }
+}
+
+/// A wait for a set: with its rings, or if none concerns it by the kernel's own call, `plain`. A connection may move into a ring during
+/// that: then the kernel's answer is looked at again.
+///
+/// # Safety
+/// As poll(2).
+unsafe fn poll_anyhow(
+    fds: *mut pollfd,
+    count: nfds_t,
+    deadline: Deadline,
+    mask: *const sigset_t,
+    plain: impl FnOnce() -> c_int,
+) -> c_int {
+    // SAFETY: the caller's.
+    if let Some(fds) = unsafe { array(fds, count) } {
+        return errno::int(poll_with(fds, deadline, mask));
+    }
+    let found = plain();
+    // SAFETY: as above.
+    match (found > 0).then(|| unsafe { array(fds, count) }).flatten() {
+        Some(fds) => errno::int(poll_with(fds, deadline, mask)),
+        None => found,
     }
 }
 
@@ -81,11 +107,12 @@ pub(crate) unsafe extern "C" fn __poll(fds: *mut pollfd, count: nfds_t, timeout:
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ppoll(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int {
     // SAFETY: the caller keeps ppoll(2)'s contract.
-    let (set, time) = unsafe { (array(fds, count), deadline(timeout)) };
-    match (set, time) {
-        (Some(fds), Some(deadline)) => errno::int(poll_with(fds, deadline, mask)),
-        // SAFETY: as above; the kernel refuses a bad time.
-        _ => unsafe { next::ppoll(fds, count, timeout, mask) },
+    let plain = || unsafe { next::ppoll(fds, count, timeout, mask) };
+    // SAFETY: as above.
+    match init::active().and_then(|_| unsafe { deadline(timeout) }) {
+        // SAFETY: as above.
+        Some(deadline) => unsafe { poll_anyhow(fds, count, deadline, mask, plain) },
+        None => plain(), // none of ours, or a bad time, which the kernel refuses
     }
 }
 
@@ -140,9 +167,23 @@ fn select_with(sets: Sets, deadline: Deadline, mask: *const sigset_t) -> Result<
     let mut fds = [pollfd { fd: -1, events: 0, revents: 0 }; DESCRIPTORS_MAX];
     let used = sets.to_poll(&mut fds);
     let fds = fds.get_mut(..used).unwrap_or_default();
-    poll_with(fds, deadline, mask)?;
+    while poll_with(fds, deadline, mask)? > 0 && !sets.are_answered_by(fds) {
+        // A hang-up that no set asks for ends poll(2), but not select(2).
+        let mut others = [pollfd { fd: -1, events: 0, revents: 0 }; DESCRIPTORS_MAX];
+        for (other, entry) in others.iter_mut().zip(&*fds).filter(|(_, entry)| entry.revents == 0) {
+            *other = *entry;
+        }
+        let others = others.get_mut(..used).unwrap_or_default();
+        if poll_with(others, deadline.at_most(HUNG_UP_MS), mask)? == 0 && deadline.is_over() {
+            fds.iter_mut().for_each(|entry| entry.revents = 0);
+            break;
+        }
+    }
     sets.take_answer(fds)
 }
+
+/// How often select(2) looks again at streams of which it has nothing to tell but that they are hung up, milliseconds.
+const HUNG_UP_MS: c_int = 10;
 
 /// select(2); like the kernel's, it leaves in `timeout` what is left of it.
 #[unsafe(no_mangle)]
@@ -210,38 +251,55 @@ pub(crate) unsafe extern "C" fn pselect(
     }
 }
 
-/// epoll_create(2): a fresh number carries nothing of ours.
+/// A fresh number carries nothing of ours; notes about the set begin now.
+fn created(epoll_fd: c_int) -> c_int {
+    let kept = errno::get();
+    descriptors::clear_stale(epoll_fd);
+    if epoll_fd >= 0 {
+        control::created(epoll_fd);
+    }
+    errno::set(kept);
+    epoll_fd
+}
+
+/// epoll_create(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn epoll_create(size: c_int) -> c_int {
     // SAFETY: no pointers.
-    let fd = unsafe { next::epoll_create(size) };
-    descriptors::clear_stale(fd);
-    fd
+    created(unsafe { next::epoll_create(size) })
 }
 
 /// epoll_create1(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
     // SAFETY: no pointers.
-    let fd = unsafe { next::epoll_create1(flags) };
-    descriptors::clear_stale(fd);
-    fd
+    created(unsafe { next::epoll_create1(flags) })
 }
 
 /// epoll_ctl(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
-    if operation != libc::EPOLL_CTL_DEL && fd_table::stream(fd).is_some() {
-        control::before_change(fd);
-    }
+    let there = || user_memory::is_accessible(event.addr(), size_of::<epoll_event>(), Access::Read);
+    let noted = if operation != libc::EPOLL_CTL_DEL && fd_table::stream(fd).is_some() && there() {
+        // SAFETY: there is memory; `epoll_event` is packed, so any address is aligned.
+        control::before_change(epoll_fd, fd, unsafe { event.read_unaligned() })
+    } else {
+        None
+    };
     // SAFETY: the caller keeps epoll_ctl(2)'s contract.
     let result = unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) };
-    if result == 0 && (fd_table::get(fd).is_some() || init::active().is_some()) {
+    if result < 0 {
+        let kept = errno::get();
+        control::refused(noted);
+        errno::set(kept);
+        return result;
+    }
+    if fd_table::get(fd).is_some() || init::active().is_some() {
         // The kernel has read it, but for EPOLL_CTL_DEL.
         let event = event.cast_const();
         // SAFETY: as above; `epoll_event` is packed, so any address is aligned.
         let event = (operation != libc::EPOLL_CTL_DEL).then(|| unsafe { event.read_unaligned() });
-        control::changed(epoll_fd, operation, fd, event);
+        control::changed(epoll_fd, operation, fd, event, noted);
     }
     result
 }
@@ -312,15 +370,41 @@ pub(crate) unsafe extern "C" fn epoll_pwait(
     timeout: c_int,
     mask: *const sigset_t,
 ) -> c_int {
-    let deadline = Deadline::from_ms(timeout);
     // SAFETY: the caller keeps epoll_pwait(2)'s contract.
-    let Some((set, events)) = (unsafe { wait_on(epoll_fd, events, count) }) else {
+    let plain = || unsafe { next::epoll_pwait(epoll_fd, events, count, timeout, mask) };
+    // SAFETY: as above.
+    unsafe { wait_anyhow(epoll_fd, events, count, Deadline::from_ms(timeout), mask, plain) }
+}
+
+/// A wait for a set: with its rings, or if none concerns it by the kernel's own call, `plain`. A thread that adds a stream notes it and
+/// then looks who waits plainly; we say that we do and then look for streams.
+///
+/// # Safety
+/// As epoll_wait(2).
+unsafe fn wait_anyhow(
+    epoll_fd: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    deadline: Deadline,
+    mask: *const sigset_t,
+    plain: impl FnOnce() -> c_int,
+) -> c_int {
+    // SAFETY: the caller's.
+    if let Some((set, events)) = unsafe { wait_on(epoll_fd, events, count) } {
+        return wait_with(epoll_fd, set, events, deadline, mask);
+    }
+    let set = fd_table::epoll(epoll_fd);
+    let count_waits = |by: u32| set.map(|set| set.plain_sleepers.fetch_add(by, SeqCst));
+    count_waits(1);
+    // SAFETY: as above.
+    let late = unsafe { wait_on(epoll_fd, events, count) };
+    let found = if late.is_none() { plain() } else { 0 };
+    count_waits(1_u32.wrapping_neg());
+    match late {
+        Some((set, events)) => wait_with(epoll_fd, set, events, deadline, mask),
         // SAFETY: as above.
-        let found = unsafe { next::epoll_pwait(epoll_fd, events, count, timeout, mask) };
-        // SAFETY: as above.
-        return unsafe { review(epoll_fd, events, count, found, deadline, mask) };
-    };
-    wait_with(epoll_fd, set, events, deadline, mask)
+        None => unsafe { review(epoll_fd, events, count, found, deadline, mask) },
+    }
 }
 
 /// After the kernel's own wait: another thread may have added a stream meanwhile whose bytes are in a ring.
@@ -354,11 +438,12 @@ pub(crate) unsafe extern "C" fn epoll_pwait2(
     mask: *const sigset_t,
 ) -> c_int {
     // SAFETY: the caller keeps epoll_pwait2(2)'s contract.
-    let (found, time) = unsafe { (wait_on(epoll_fd, events, count), deadline(timeout)) };
-    match (found, time) {
-        (Some((set, events)), Some(deadline)) => wait_with(epoll_fd, set, events, deadline, mask),
-        // SAFETY: as above; the kernel refuses a bad time.
-        _ => unsafe { next::epoll_pwait2(epoll_fd, events, count, timeout, mask) },
+    let plain = || unsafe { next::epoll_pwait2(epoll_fd, events, count, timeout, mask) };
+    // SAFETY: as above.
+    match unsafe { deadline(timeout) } {
+        // SAFETY: as above.
+        Some(deadline) => unsafe { wait_anyhow(epoll_fd, events, count, deadline, mask, plain) },
+        None => plain(), // a bad time, which the kernel refuses
     }
 }
 

@@ -2,36 +2,111 @@
 
 use core::ffi::c_int;
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use libc::epoll_event;
+use tssx_core::ledger::layout::MODE_RING;
 use tssx_core::reason::Reason;
+use tssx_core::sys;
 
-use super::epoll::{EDGE, NOTHING_REPORTED};
-use super::interest::{EpollSet, Watch};
+use super::edge::{EDGE, NOTHING_REPORTED};
+use super::interest::{EpollSet, Open, Watch};
 use super::{epoll, oneshot, state};
-use crate::endpoint::{Way, lock_stream};
+use crate::endpoint::{Endpoint, Way, lock_stream};
 use crate::fd_table::{self, Entry};
 use crate::init;
 use crate::process::descriptors;
 use crate::process::held::{self, Kind};
 use crate::socket::recall;
 
+/// A stream's record that was noted before the kernel was told of it.
+pub(crate) struct Noted {
+    set: &'static EpollSet,
+    fd: c_int,
+    endpoint: &'static Endpoint,
+    /// What there was before.
+    before: Option<Watch>,
+    /// There was room for it.
+    kept: bool,
+}
+
+impl Noted {
+    /// Notes a stream, or with no event forgets it.
+    fn new(set: &'static EpollSet, fd: c_int, endpoint: &'static Endpoint, event: Option<epoll_event>) -> Self {
+        let mut open = set.open();
+        let before = remove(set, &mut open, fd, endpoint);
+        let Some(event) = event else { return Self { set, fd, endpoint, before, kept: true } };
+        let watch = record(fd, endpoint, event);
+        set.used.store(1, Relaxed);
+        if oneshot::is_one(&watch) || watch.events & EDGE != 0 {
+            set.once.store(1, Relaxed);
+            // The kernel's first event of the record is asked for before the rings, or it would come once more behind theirs.
+            set.kernel_first.store(1, Relaxed);
+        }
+        let kept = endpoint.watchers.insert(set) && open.add(watch);
+        Self { set, fd, endpoint, before, kept }
+    }
+
+    /// The kernel has refused the change.
+    fn undo(self) {
+        let mut open = self.set.open();
+        remove(self.set, &mut open, self.fd, self.endpoint);
+        if let Some(before) = self.before {
+            let _ = self.endpoint.watchers.insert(self.set) && open.add(before);
+        }
+    }
+}
+
+/// Takes the record of a stream out, if there is one. Not one of the same number whose descriptor was closed while a duplicate lives: that
+/// is in the set still.
+fn remove(set: &EpollSet, open: &mut Open<'_>, fd: c_int, endpoint: &'static Endpoint) -> Option<Watch> {
+    let index = open.all().iter().position(|watch| watch.fd == fd && core::ptr::eq(watch.endpoint, endpoint))?;
+    let watch = open.all().get(index).copied()?;
+    open.remove_at(index);
+    watch.endpoint.watchers.remove(set);
+    Some(watch)
+}
+
+fn record(fd: c_int, endpoint: &'static Endpoint, event: epoll_event) -> Watch {
+    Watch {
+        fd,
+        events: event.events,
+        data: event.u64,
+        endpoint,
+        active: false,
+        armed: true,
+        nudged: false,
+        echo: false,
+        idle_waits: 0,
+        told: 0,
+        reported: NOTHING_REPORTED,
+        ends: 0,
+        refusals: NOTHING_REPORTED,
+        bells: 0,
+    }
+}
+
 /// Before the kernel is told of a stream: a thread may be asleep in the set, in a wait that began when no stream was in it, and would
-/// pass on what the kernel says of a doorbell that is nobody's.
-pub(crate) fn before_change(fd: c_int) {
+/// pass on what the kernel says of a doorbell that is nobody's. What the kernel tells first must find the record too.
+pub(crate) fn before_change(epoll: c_int, fd: c_int, event: epoll_event) -> Option<Noted> {
+    let endpoint = fd_table::stream(fd)?;
     if let Some(rx) = lock_stream(fd, Way::Rx)
         && let Some(segment) = rx.segment.filter(|segment| state::concerns_us(rx.slot, segment))
     {
         state::prepare_to_wait(fd, &rx, &segment);
     }
+    fd_table::epoll(epoll).map(|set| Noted::new(set, fd, endpoint, Some(event)))
+}
+
+/// After an epoll_ctl(2) that failed.
+pub(crate) fn refused(noted: Option<Noted>) {
+    noted.into_iter().for_each(Noted::undo);
 }
 
 /// After an epoll_ctl(2) that succeeded: keeps our notes in step.
-pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<epoll_event>) {
-    if operation != libc::EPOLL_CTL_DEL
-        && let Some(Entry::Epoll(_)) = fd_table::get(fd)
-    {
+pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<epoll_event>, noted: Option<Noted>) {
+    let adds = operation != libc::EPOLL_CTL_DEL;
+    if adds && let Some(Entry::Epoll(_)) = fd_table::get(fd) {
         nested(fd);
     }
     let Some(endpoint) = fd_table::stream(fd) else {
@@ -43,55 +118,41 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
         recall::wind_down(fd, Reason::EpollMode);
         return;
     };
-    let mut open = set.open();
-    // Not one of the same number whose descriptor was closed while a duplicate lives: that is in the set still.
-    if let Some(index) = open.all().iter().position(|watch| watch.fd == fd && core::ptr::eq(watch.endpoint, endpoint))
-        && let Some(watch) = open.all().get(index).copied()
-    {
-        open.remove_at(index);
-        watch.endpoint.watchers.remove(set);
-    }
-    let Some(event) = event.filter(|_| operation != libc::EPOLL_CTL_DEL) else { return };
-    let (events, data) = (event.events, event.u64);
-    let watch = Watch {
-        fd,
-        events,
-        data,
-        endpoint,
-        active: false,
-        armed: true,
-        nudged: false,
-        idle_waits: 0,
-        reported: NOTHING_REPORTED,
-        refusals: NOTHING_REPORTED,
-        bells: 0,
-    };
-    if oneshot::is_one(&watch) || events & EDGE != 0 {
-        set.once.store(1, Relaxed);
-        // The kernel's first event of the record is asked for before the rings, or it would come once more behind theirs.
-        set.kernel_first.store(1, Relaxed);
-    }
-    let noted = endpoint.watchers.insert(set) && open.add(watch);
-    drop(open);
-    if !noted {
+    let noted = noted.unwrap_or_else(|| Noted::new(set, fd, endpoint, event.filter(|_| adds)));
+    if !noted.kept {
         recall::wind_down(fd, Reason::EpollMode);
-    } else if known.is_none() || set.sleepers.load(Relaxed) > 0 {
+    } else if adds && (known.is_none() || set.sleepers.load(SeqCst) > 0 || set.plain_sleepers.load(SeqCst) > 0) {
         wake_sleepers(set, epoll, fd);
     }
 }
 
-/// A thread that is asleep in the set learns of what the kernel has queued, but not of bytes that are in the ring already.
+/// A thread that is asleep in the set learns of what the kernel has queued, but not of bytes that are in the ring already, or of its
+/// room while the kernel's socket has none.
 fn wake_sleepers(set: &'static EpollSet, epoll: c_int, fd: c_int) {
     let mut open = set.open();
     let index = open.find(fd);
     let Some(watch) = index.and_then(|index| open.all().get_mut(index)) else { return };
-    if epoll::ready_events(watch) & epoll::READABLE == 0 {
+    if epoll::ready_events(watch) == 0 {
         return;
     }
     watch.nudged = true;
     let watch = *watch;
     drop(open);
+    widen(fd);
     oneshot::nudge(epoll, &watch);
+}
+
+/// Makes the kernel call a stream writable whose ring has room, though doorbells of ours lie in the small send buffer. The next that finds
+/// the ring full makes it small again.
+fn widen(fd: c_int) {
+    if let Some(tx) = lock_stream(fd, Way::Tx)
+        && let Some(segment) = tx.segment
+        && tx.slot.tx_mode.load(Relaxed) == MODE_RING
+        && segment.tx().writer_waiting.load(Relaxed) == 0
+        && sys::poll_now(fd, libc::POLLOUT) == Ok(0)
+    {
+        let _ = sys::setsockopt(fd, libc::SO_SNDBUF, (tx.slot.sndbuf.load(Relaxed) / 2).cast_signed());
+    }
 }
 
 /// Remembers that a socket is in some set: if it is connected later, to a selected name, it stays with the kernel.
@@ -115,7 +176,12 @@ pub(crate) fn after_fork_in_child() {
     ADOPTING.store(0, Relaxed);
 }
 
-/// An epoll descriptor that was made before we were asked: notes begin now.
+/// A new epoll descriptor. Without memory for its notes they begin with its first stream.
+pub(crate) fn created(epoll: c_int) {
+    let _ = adopt(epoll);
+}
+
+/// An epoll descriptor that is new, or was made before we were asked: notes begin now.
 fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
     init::active()?;
     // Two threads may add the first streams at the same time: there must be one set.

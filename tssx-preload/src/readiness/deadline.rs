@@ -38,6 +38,20 @@ impl Deadline {
         Some(if total == 0 { Self::Now } else { Self::At(sys::monotonic_ns().saturating_add(total)) })
     }
 
+    /// The sooner of this and `ms` milliseconds from now.
+    pub(crate) fn at_most(self, ms: c_int) -> Self {
+        match (self, Self::from_ms(ms)) {
+            (Self::At(at), Self::At(soon)) => Self::At(at.min(soon)),
+            (Self::Never, soon) => soon,
+            (own, _) => own,
+        }
+    }
+
+    /// Whether it has passed.
+    pub(crate) fn is_over(self) -> bool {
+        self.left().is_some_and(|left| left.tv_sec == 0 && left.tv_nsec == 0)
+    }
+
     /// What is left: `None` for ever, zero when it has passed.
     pub(crate) fn left(self) -> Option<timespec> {
         let ns = match self {

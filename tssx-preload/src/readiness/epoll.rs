@@ -10,11 +10,11 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use core::sync::atomic::fence;
 
 use libc::{epoll_event, timespec};
-use tssx_core::ledger::layout::{MODE_RING, Slot};
-use tssx_core::segment::Segment;
-use tssx_core::{clock, doorbell, switchover, sys};
+use tssx_core::ledger::layout::MODE_RING;
+use tssx_core::{clock, doorbell, sys};
 
 use super::deadline::Deadline;
+use super::edge::{self, EDGE, NOTHING_REPORTED, refusals};
 use super::interest::{EpollSet, Watch};
 use super::poll::Masked;
 use super::{oneshot, state};
@@ -26,10 +26,8 @@ use crate::fd_table;
 const ASK_US: u64 = 20;
 /// Waits in a row in which a stream may be silent and still be looked at in user space.
 const IDLE_WAITS_MAX: u8 = 4;
-/// No arrival was reported yet.
-pub(super) const NOTHING_REPORTED: u64 = u64::MAX;
-pub(super) const EDGE: u32 = libc::EPOLLET.cast_unsigned();
-const WRITABLE: u32 = state::WRITABLE.cast_unsigned() as u32;
+/// epoll's bits for writable are poll's.
+pub(super) const WRITABLE: u32 = state::WRITABLE.cast_unsigned() as u32;
 /// epoll's bits for readable are poll's.
 pub(super) const READABLE: u32 = state::READABLE.cast_unsigned() as u32;
 
@@ -70,6 +68,9 @@ pub(crate) fn wait(
 
 /// Whether a stream of the set may be in a ring: otherwise the kernel's wait is all there is to do.
 pub(crate) fn concerns_us(set: &'static EpollSet) -> bool {
+    if set.used.load(Relaxed) == 0 {
+        return false;
+    }
     let mut open = set.open();
     set.once.load(Relaxed) != 0
         || open.all().iter().any(|watch| watch.endpoint.slot().is_some_and(|slot| watch.endpoint.segment(slot).is_some()))
@@ -99,21 +100,34 @@ pub(super) fn ready_events(watch: &Watch) -> u32 {
     }
     let mut ready = u32::from(state::from_rings(slot, &segment).cast_unsigned()) & watch.events;
     if watch.events & EDGE != 0 {
-        let tail = segment.rx().tail.load(Acquire);
-        if ready & READABLE == 0 || tail == watch.reported {
-            // Writability alone is an edge only when it comes back, which the kernel reports.
+        // Writability alone is an edge when it is there from the start, or comes back, which the kernel reports.
+        let new = || segment.rx().tail.load(Acquire) != watch.reported || edge::ends(slot, &segment) != watch.ends;
+        let bytes = ready & READABLE != 0 && new();
+        let room = ready & WRITABLE != 0 && watch.refusals == NOTHING_REPORTED;
+        if !bytes && !room {
             ready = 0;
         }
     }
     ready
 }
 
-/// Notes that what has arrived so far is reported, and room with it.
-fn mark_reported(watch: &mut Watch) {
-    if let Some(segment) = watch.endpoint.slot().and_then(|slot| watch.endpoint.segment(slot)) {
+/// Notes that what has arrived so far is reported, and room if `ready` tells of it.
+fn mark_reported(watch: &mut Watch, ready: u32) {
+    let Some(slot) = watch.endpoint.slot() else { return };
+    if let Some(segment) = watch.endpoint.segment(slot) {
         watch.reported = segment.rx().tail.load(Acquire);
-        watch.refusals = refusals(watch);
+        watch.ends = edge::ends(slot, &segment);
+        if ready & WRITABLE != 0 {
+            watch.refusals = refusals(watch);
+        }
     }
+}
+
+/// Whether the rings know all that there is to tell of a stream whose bytes are in one: its room, if that is asked for, and no end.
+fn rings_suffice(watch: &Watch) -> bool {
+    let Some(slot) = watch.endpoint.slot() else { return false };
+    let room = watch.events & WRITABLE == 0 || slot.tx_mode.load(Relaxed) == MODE_RING;
+    room && watch.endpoint.segment(slot).is_some_and(|segment| edge::ends(slot, &segment) == 0)
 }
 
 fn peek(set: &'static EpollSet) -> bool {
@@ -133,7 +147,10 @@ fn collect(set: &'static EpollSet, events: &mut [epoll_event], used: usize) -> u
         let reported = known.iter().any(|event| { event.u64 } == watch.data);
         if ready != 0 && !reported {
             *event = epoll_event { events: ready, u64: watch.data };
-            mark_reported(watch);
+            mark_reported(watch, ready);
+            if !rings_suffice(watch) {
+                set.asked.store(0, Relaxed);
+            }
             count += 1;
             if oneshot::is_one(watch) {
                 watch.armed = false;
@@ -220,14 +237,12 @@ fn interpret(set: &'static EpollSet, mut event: epoll_event) -> Option<epoll_eve
     let data = event.u64;
     let watch = {
         let mut open = set.open();
-        let found = open
-            .all()
-            .iter()
-            .position(|watch| watch.data == data && (in_ring(watch) || oneshot::is_one(watch) || watch.events & EDGE != 0));
+        let found = open.all().iter().position(|watch| watch.data == data && (in_ring(watch) || concerns_epoll(watch)));
         let Some(index) = found else { return Some(event) };
         let watch = open.all().get_mut(index).map(|watch| {
             let before = *watch;
             watch.armed = false; // in the kernel too, now
+            watch.echo = watch.nudged && watch.events & EDGE != 0;
             watch.nudged = false;
             watch.bells = bells(watch);
             if event.events & WRITABLE != 0 && !in_ring(watch) {
@@ -249,28 +264,20 @@ fn interpret(set: &'static EpollSet, mut event: epoll_event) -> Option<epoll_eve
         }
     }
     // Without the set's lock: taking doorbells needs the stream's, and the order is stream before set nowhere.
-    let Some((fd, rx)) = lock_watched(&watch) else { return Some(event) };
-    let Some(segment) = rx.segment else { return Some(event) };
+    let rest = |event: epoll_event| Some(event).filter(|event| !watch.nudged || { event.events } & 0xffff != 0);
+    let Some((fd, rx)) = lock_watched(&watch) else { return rest(event) };
+    let Some(segment) = rx.segment else { return rest(event) };
     let refused = refusals(&watch);
     let revents = state::interpret(fd, &rx, &segment, low_bits(watch.events), low_bits(event.events));
     let mut ready = (event.events & !0xffff) | u32::from(revents.cast_unsigned());
-    if watch.events & EDGE != 0
-        && ready & READABLE != 0
-        && rx.slot.rx_mode.load(Relaxed) == MODE_RING
-        && !is_new_edge(set, &watch, fd, rx.slot, &segment, event.events)
-    {
-        ready &= !READABLE;
-    }
     // An arrival that was reported before; or doorbells: taken since this record was looked at (also for another record of the same
     // stream), or still there because somebody else may need them.
     let explained = revents != 0 || bells(&watch) != watch.bells || sys::poll_now(fd, libc::POLLIN).unwrap_or(0) != 0;
-    if watch.events & EDGE != 0 && ready & !WRITABLE == 0 && !is_new_room(set, &watch, rx.slot) {
+    if !edge::has_news(set, &watch, &rx, fd, event.events, ready) {
         ready = 0;
     }
     drop(rx);
-    if ready & WRITABLE != 0 && watch.events & EDGE != 0 {
-        update(set, &watch, |same| same.refusals = refused); // as of before the look
-    }
+    edge::note(set, &watch, ready, refused);
     if ready != 0 {
         return Some(epoll_event { events: ready, u64: data });
     }
@@ -280,30 +287,11 @@ fn interpret(set: &'static EpollSet, mut event: epoll_event) -> Option<epoll_eve
         return None;
     }
     // Not a doorbell either: the event may be another descriptor's with the same data.
-    (!explained).then_some(event)
-}
-
-/// Edge-triggered: whether bytes have arrived since the last report, or the peer has ended the stream.
-fn is_new_edge(set: &'static EpollSet, watch: &Watch, fd: c_int, slot: &Slot, segment: &Segment, events: u32) -> bool {
-    let ended = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR).cast_unsigned();
-    let tail = segment.rx().tail.load(Acquire);
-    let fresh = tail != watch.reported || events & ended != 0 || switchover::kernel_follows(fd, slot, segment);
-    update(set, watch, |same| same.reported = tail);
-    fresh
-}
-
-/// Edge-triggered, and nothing but room to tell: whether a send has found too little since the last report. Doorbells that are taken, and the send
-/// buffer's change at the switch, make the kernel report room that was there all the time.
-fn is_new_room(set: &'static EpollSet, watch: &Watch, slot: &Slot) -> bool {
-    if slot.tx_mode.load(Relaxed) != MODE_RING {
-        return true;
-    }
-    let refusals = refusals(watch);
-    update(set, watch, |same| core::mem::replace(&mut same.refusals, refusals) != refusals).unwrap_or(true)
+    (!explained).then_some(event).and_then(rest)
 }
 
 /// Changes the record of which `watch` is a copy, if it is there still.
-fn update<T>(set: &'static EpollSet, watch: &Watch, change: impl FnOnce(&mut Watch) -> T) -> Option<T> {
+pub(super) fn update<T>(set: &'static EpollSet, watch: &Watch, change: impl FnOnce(&mut Watch) -> T) -> Option<T> {
     let mut open = set.open();
     let index = open.find(watch.fd)?;
     open.all().get_mut(index).map(change)
@@ -317,16 +305,14 @@ fn all_events(watch: &Watch) -> u32 {
     u32::from(state::interpret(fd, &rx, &segment, wanted, sys::poll_now(fd, wanted).unwrap_or(0)).cast_unsigned())
 }
 
-/// Sends that found too little room, and in the highest bit whether the peer has said that it ends: that too is an edge of room.
-fn refusals(watch: &Watch) -> u64 {
-    let ending =
-        watch.endpoint.slot().and_then(|slot| watch.endpoint.segment(slot)).is_some_and(|segment| doorbell::peer_ending(&segment));
-    watch.endpoint.refusals.load(Relaxed) & (u64::MAX >> 1) | u64::from(ending) << 63
-}
-
 /// Doorbells of the stream that were taken.
 fn bells(watch: &Watch) -> u64 {
     watch.endpoint.slot().map_or(0, |slot| slot.doorbell_rx_bytes.load(Relaxed))
+}
+
+/// Whether what the kernel says of the record must be looked at even if no ring is.
+fn concerns_epoll(watch: &Watch) -> bool {
+    watch.nudged || oneshot::is_one(watch) || watch.events & EDGE != 0
 }
 
 fn in_ring(watch: &Watch) -> bool {

@@ -37,10 +37,16 @@ pub(crate) struct Watch {
     pub(crate) armed: bool,
     /// The kernel was asked to report it at once, for bytes that it does not know of ([`super::oneshot::nudge`]).
     pub(crate) nudged: bool,
+    /// Edge-triggered: the kernel was told of the record anew after a nudge, and reports once more what was reported.
+    pub(crate) echo: bool,
     /// Kernel waits in a row that brought this stream nothing.
     pub(crate) idle_waits: u8,
+    /// Edge-triggered: the events that were reported last.
+    pub(crate) told: u32,
     /// Edge-triggered: ring position up to which arrivals were reported; `u64::MAX` when none was.
     pub(crate) reported: u64,
+    /// Edge-triggered: which ends of the stream had been announced when it was reported.
+    pub(crate) ends: u32,
     /// Edge-triggered: how many sends had been refused when room was reported; `u64::MAX` when it was not.
     pub(crate) refusals: u64,
     /// Doorbells that had been taken when a kernel event of this stream was looked at last.
@@ -54,6 +60,8 @@ pub(crate) struct EpollSet {
     descriptors: AtomicU32,
     /// Threads that may be in the kernel's wait for this set.
     pub(crate) sleepers: AtomicU32,
+    /// Threads in a wait of the kernel's that began when no ring concerned the set; they look at what it says afterwards.
+    pub(crate) plain_sleepers: AtomicU32,
     /// 1 when a stream of the set lost its doorbell while its ring held bytes: the next wait looks at all streams.
     pub(crate) attention: AtomicU32,
     /// 1 when rings filled the program's array while the kernel was due: it is asked before them next time.
@@ -61,6 +69,8 @@ pub(crate) struct EpollSet {
     /// 1 once a stream was added with EPOLLONESHOT or EPOLLET: what the kernel reports must be seen here, whether rings are concerned
     /// or not.
     pub(crate) once: AtomicU32,
+    /// 1 once a stream was added: until then a wait costs nothing here.
+    pub(crate) used: AtomicU32,
     /// When the kernel was asked last, in ticks.
     pub(crate) asked: AtomicU64,
     pub(crate) spin: SpinBudget,
@@ -103,9 +113,11 @@ impl EpollSet {
         let set = POOL.take()?;
         set.descriptors.store(0, Relaxed);
         set.sleepers.store(0, Relaxed);
+        set.plain_sleepers.store(0, Relaxed);
         set.attention.store(0, Relaxed);
         set.kernel_first.store(0, Relaxed);
         set.once.store(0, Relaxed);
+        set.used.store(0, Relaxed);
         set.asked.store(0, Relaxed);
         set.spin.reset();
         Some(set)
@@ -140,6 +152,7 @@ impl EpollSet {
     pub(crate) fn after_fork_in_child(&self) {
         self.lock.store(0, Release);
         self.sleepers.store(0, Relaxed);
+        self.plain_sleepers.store(0, Relaxed);
     }
 }
 

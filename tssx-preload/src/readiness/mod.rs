@@ -7,11 +7,12 @@
 //! - [`state`]: what one descriptor's rings say, and what the kernel's answer for it means;
 //! - [`poll`], [`select`]: a set that is given anew with each call;
 //! - [`interest`], [`control`], [`epoll`]: a set that the kernel keeps, and our notes about the streams in it;
-//! - [`nested`]: a set that is polled itself; [`oneshot`]: streams that are reported once;
+//! - [`nested`]: a set that is polled itself; [`edge`], [`oneshot`]: streams that are reported when something is new, or once;
 //! - [`deadline`]: what is left of a time-out after looking.
 
 pub(crate) mod control;
 pub(crate) mod deadline;
+mod edge;
 pub(crate) mod epoll;
 pub(crate) mod interest;
 mod nested;

@@ -10,6 +10,7 @@ use libc::{fd_set, pollfd};
 
 use super::poll;
 use crate::errno::{Errno, Result};
+use crate::fd_table;
 
 /// Descriptors a translated call can have; FD_SETSIZE. Larger sets (some programs allocate them) are for the kernel only.
 pub(crate) const DESCRIPTORS_MAX: usize = 1024;
@@ -58,11 +59,11 @@ pub(crate) struct Sets {
 }
 
 impl Sets {
-    /// Whether any descriptor of the sets has a ring.
+    /// Whether any descriptor of the sets has a ring, or may get one while somebody waits: the kernel would have overwritten the sets by then.
     pub(crate) fn concern_us(self) -> bool {
         (0..self.count).any(|fd| {
             let number = c_int::try_from(fd).unwrap_or(-1);
-            self.events(fd) != 0 && poll::look_at(number).is_some()
+            self.events(fd) != 0 && (poll::look_at(number).is_some() || fd_table::stream(number).is_some())
         })
     }
 
@@ -91,6 +92,16 @@ impl Sets {
             }
         }
         used
+    }
+
+    /// Whether poll's answer is one of select's.
+    pub(crate) fn are_answered_by(self, fds: &[pollfd]) -> bool {
+        fds.iter().any(|entry| {
+            let fd = usize::try_from(entry.fd).unwrap_or(0);
+            let answers = |(set, mask): (Set, i16)| set.has(fd) && entry.revents & mask != 0;
+            entry.revents & libc::POLLNVAL != 0
+                || [(self.read, READ_SET), (self.write, WRITE_SET), (self.except, EXCEPT_SET)].into_iter().any(answers)
+        })
     }
 
     /// Rewrites the sets with poll's answer; how many bits are set.

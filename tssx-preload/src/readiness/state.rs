@@ -3,7 +3,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use tssx_core::layout::STATE_KERNEL;
+use tssx_core::layout::{STATE_ENDED, STATE_KERNEL};
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
@@ -17,10 +17,12 @@ use crate::socket::{recall, reset};
 pub(crate) const READABLE: i16 = libc::POLLIN | libc::POLLRDNORM;
 pub(crate) const WRITABLE: i16 = libc::POLLOUT | libc::POLLWRNORM;
 
-/// Whether any direction of the stream is in a ring, or may move there while somebody waits.
+/// Whether any direction of the stream is in a ring, or may move there while somebody waits, or bytes that this end sent may be unread in
+/// a ring that has ended.
 pub(crate) fn concerns_us(slot: &Slot, segment: &Segment) -> bool {
     slot.rx_mode.load(Relaxed) == MODE_RING
         || slot.tx_mode.load(Relaxed) == MODE_RING
+        || segment.tx().state.load(Relaxed) == STATE_ENDED
         || (slot.rx_mode.load(Relaxed) == MODE_KERNEL && segment.rx().state.load(Acquire) != STATE_KERNEL)
 }
 
@@ -62,6 +64,9 @@ pub(crate) fn look(fd: c_int) -> Option<i16> {
     let segment = rx.segment?;
     concerns_us(rx.slot, &segment).then(|| {
         switch_if_due(fd, &rx, &segment);
+        if rx.slot.rx_mode.load(Relaxed) == MODE_RING {
+            switchover::try_resume(fd, rx.slot, &segment); // before the kernel is asked about doorbells
+        }
         from_rings(rx.slot, &segment)
     })
 }

@@ -11,6 +11,7 @@ use tssx_core::reason::Reason;
 
 use super::recall;
 use crate::endpoint::{Way, lock_stream};
+use crate::errno::Result;
 use crate::fd_table;
 use crate::process::descriptors;
 use crate::user_memory::{self, Access};
@@ -70,12 +71,68 @@ fn stay_plain(fd: c_int) {
     }
 }
 
+/// Whether the next message in the kernel's queue comes with the credentials of a living process. Only looks.
+///
+/// # Errors
+/// EAGAIN without a message; the socket's pending error, which is gone then.
+pub(super) fn next_has_credentials(fd: c_int) -> Result<bool> {
+    let mut byte = 0_u8;
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // Aligned as a header must be, and with room for nothing else.
+    let mut control = [0_u64; 4];
+    // SAFETY: all zero is a valid `msghdr`.
+    let mut message: msghdr = unsafe { core::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+    // SAFETY: pointers to live locals.
+    let received = unsafe { tssx_core::sys::recvmsg(fd, &mut message, libc::MSG_PEEK) }?;
+    // SAFETY: the kernel has just filled it in.
+    Ok(received > 0 && unsafe { find(&message) }.credentials)
+}
+
+/// Which control messages a header holds.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Descriptors.
+    pub(super) rights: bool,
+    /// The credentials of a living process, not those that the kernel gives where none were sent.
+    pub(super) credentials: bool,
+}
+
+/// Looks through the control messages.
+///
+/// # Safety
+/// The header must be one that recvmsg(2) has filled in.
+pub(super) unsafe fn find(header: &msghdr) -> Found {
+    let mut found = Found::default();
+    if header.msg_controllen == 0 {
+        return found;
+    }
+    // SAFETY: the caller's promise; the macros of cmsg(3) stay within msg_controllen, and an entry of this type holds a `ucred` if it is
+    // that long.
+    unsafe {
+        let mut control = libc::CMSG_FIRSTHDR(header);
+        while let Some(entry) = control.as_ref().filter(|entry| entry.cmsg_len >= size_of::<libc::cmsghdr>()) {
+            if entry.cmsg_level == libc::SOL_SOCKET {
+                let whole = entry.cmsg_len >= libc::CMSG_LEN(size_of::<libc::ucred>() as u32) as usize;
+                found.rights |= entry.cmsg_type == libc::SCM_RIGHTS;
+                found.credentials |= entry.cmsg_type == libc::SCM_CREDENTIALS
+                    && whole
+                    && libc::CMSG_DATA(control).cast::<libc::ucred>().read_unaligned().pid != 0;
+            }
+            control = libc::CMSG_NXTHDR(header, control);
+        }
+    }
+    found
+}
+
 /// Fills in the control messages of a `recvmsg` whose bytes came from a ring: none, or with SO_PASSCRED the credentials of a message
-/// that was sent before they were asked for, which the kernel gives as process 0 of nobody (net/core/scm.h, `scm_set_cred`).
+/// that was sent before they were asked for, which the kernel gives as process 0 of nobody (net/core/scm.h, `scm_set_cred`); all zero at
+/// the end of file. `any`: whether there are bytes; `None` for no credentials at all.
 ///
 /// # Safety
 /// As recvmsg(2).
-pub(super) unsafe fn nobodys_credentials(fd: c_int, message: &mut msghdr, any: bool) {
+pub(super) unsafe fn nobodys_credentials(fd: c_int, message: &mut msghdr, any: Option<bool>) {
     /// The overflow user and group, /proc/sys/kernel/overflowuid's default.
     const NOBODY: u32 = 65_534;
     let room = core::mem::replace(&mut message.msg_controllen, 0);
@@ -84,9 +141,8 @@ pub(super) unsafe fn nobodys_credentials(fd: c_int, message: &mut msghdr, any: b
         let ending = rx.segment?.rx().consent.load(Relaxed) == CONSENT_ENOUGH;
         (ending && tssx_core::sys::getsockopt::<c_int>(fd, libc::SO_PASSCRED).ok()? != 0).then_some(())
     };
-    if !any || asked().is_none() {
-        return;
-    }
+    let Some(any) = any.filter(|_| asked().is_some()) else { return };
+    let owner = if any { NOBODY } else { 0 };
     let size = size_of::<libc::ucred>() as u32;
     // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
     let (space, whole) = unsafe { (libc::CMSG_SPACE(size) as usize, libc::CMSG_LEN(size) as usize) };
@@ -105,8 +161,8 @@ pub(super) unsafe fn nobodys_credentials(fd: c_int, message: &mut msghdr, any: b
         let mut entry: libc::cmsghdr = core::mem::zeroed();
         (entry.cmsg_len, entry.cmsg_level, entry.cmsg_type) = (length, libc::SOL_SOCKET, libc::SCM_CREDENTIALS);
         header.write_unaligned(entry);
-        let nobody = libc::ucred { pid: 0, uid: NOBODY, gid: NOBODY };
+        let credentials = libc::ucred { pid: 0, uid: owner, gid: owner };
         let data = libc::CMSG_DATA(header);
-        core::ptr::copy_nonoverlapping((&raw const nobody).cast::<u8>(), data, length - size_of::<libc::cmsghdr>());
+        core::ptr::copy_nonoverlapping((&raw const credentials).cast::<u8>(), data, length - size_of::<libc::cmsghdr>());
     }
 }

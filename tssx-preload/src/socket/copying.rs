@@ -32,12 +32,12 @@ pub(crate) struct Job<'a> {
     done: Cell<bool>,
 }
 
-/// Bytes that fit. In a signal handler that interrupted a copy: without writing over the copy's place.
-pub(super) fn room(tx: &Locked, producer: &Producer<'_>, limit: u64) -> u64 {
-    match interrupted(tx) {
-        Some(job) => producer.room_behind(job.tail, limit),
-        None => producer.room(limit),
-    }
+/// Bytes to be copied now: `admitted` says how many, given the room below the limit and the most that may be copied at once. In a signal
+/// handler that interrupted a copy no more than fit beside it, wherever that cuts; so no copy takes more than half of the ring.
+pub(super) fn room(tx: &Locked, producer: &Producer<'_>, capacity: u64, admitted: impl FnOnce(usize, usize) -> usize) -> usize {
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let count = admitted(bytes(producer.room(u64::from(tx.slot.tx_limit.load(Relaxed)))), bytes(capacity / 2));
+    interrupted(tx).map_or(count, |job| count.min(bytes(producer.room_behind(job.tail))))
 }
 
 /// The copy that the calling signal handler interrupted.

@@ -5,9 +5,11 @@
 
 #![allow(unsafe_code, reason = "hands the caller's memory to the kernel and to the ring")]
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use libc::iovec;
+use tssx_core::layout::STATE_ENDED;
+use tssx_core::ledger::layout::Slot;
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
 use tssx_core::switchover::{self, Arrival};
@@ -15,10 +17,9 @@ use tssx_core::sys;
 
 use super::abandon::guarded;
 use super::receive::{Call, Step, holds_bytes};
-use super::{fallback, reset, wait};
+use super::{ended, fallback, reset, wait};
 use crate::endpoint::Locked;
-use crate::errno::{self, Errno};
-use crate::next;
+use crate::errno::Errno;
 use crate::process::log;
 use crate::user_memory::Access;
 
@@ -42,6 +43,9 @@ fn look(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
         }
         (Arrival::Kernel(left), bytes) => (left, usize::try_from(bytes).unwrap_or(usize::MAX)),
     };
+    if call.got > 0 && sys::at_mark(call.fd) {
+        return Step::Return(Ok(call.got)); // where the kernel stops
+    }
     // Nothing that is safe to take: a look tells end of file, an error, or that there is nothing, and takes nothing.
     let received = if safe == 0 { sys::receive(call.fd, &mut [0], libc::MSG_PEEK) } else { receive_now(call, safe) };
     match received {
@@ -58,22 +62,32 @@ fn look(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
             count(call, &rx, received);
             took(call, &rx, segment, received, safe, arrival)
         }
-        Err(Errno::AGAIN) if call.blocks(rx.slot) => {
-            let (endpoint, slot) = (rx.endpoint, rx.slot);
-            slot.sleeps.fetch_add(1, Relaxed);
-            call.keep(&rx);
-            drop(rx);
-            let partly = call.got > 0;
-            let waited = guarded(&|| endpoint.unpin(), || {
-                if partly { wait::for_event(call.fd, libc::POLLIN) } else { wait::look_for_one(call.fd).map(drop) }
-            });
-            call.waited = waited.map_or_else(Err, |()| call.waited);
-            match waited {
-                Ok(()) => Step::Again,
-                Err(errno) => call.finish(reset::failed(slot, segment, errno)),
-            }
-        }
+        Err(Errno::AGAIN) if call.blocks(rx.slot) => wait_for_kernel(call, rx, segment),
         Err(errno) => call.finish(reset::failed(rx.slot, segment, errno)),
+    }
+}
+
+/// Sleeps until the kernel has something for this direction.
+pub(super) fn wait_for_kernel(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
+    let (endpoint, slot) = (rx.endpoint, rx.slot);
+    slot.sleeps.fetch_add(1, Relaxed);
+    call.keep(&rx);
+    drop(rx);
+    let partly = call.got > 0;
+    // The kernel returns the part when a signal comes, whatever SA_RESTART says; so does poll(2).
+    let waited = guarded(&|| endpoint.unpin(), || {
+        if partly { wait::for_event(call.fd, libc::POLLIN) } else { wait::look_for_one(call.fd).map(|_| true) }
+    });
+    call.waited = waited.map_or_else(Err, |_| call.waited);
+    call.follow();
+    match waited {
+        Ok(open) => {
+            if !open && sys::poll_now(call.fd, libc::POLLIN) == Ok(0) {
+                call.interrupted = Some(Errno(libc::EINTR));
+            }
+            Step::Again
+        }
+        Err(errno) => call.finish(reset::failed(slot, segment, errno)),
     }
 }
 
@@ -88,13 +102,19 @@ pub(super) fn count(call: &mut Call<'_, '_>, rx: &Locked, received: usize) {
 
 /// Kernel bytes were taken: what else there is for this call now. `left` is what lay before the switch, if that is known.
 fn took(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, received: usize, safe: usize, left: Option<u64>) -> Step {
-    if call.has_descriptors() {
-        return Step::Return(Ok(call.got)); // the kernel ends a receive behind them
+    // The kernel ends a receive behind them, and joins no bytes with and without credentials. But a look that is cut short here tells of those behind the ring's end too.
+    let behind = call.peeks() && left.is_some() && segment.rx().state.load(Acquire) == STATE_ENDED;
+    if (call.has_descriptors() || call.told_of().credentials) && !behind {
+        return Step::Return(Ok(call.got));
     }
     if call.peeks() {
         // A look that saw all up to the switch goes on in the ring, as far as it is there.
         if call.has_room() && left == Some(received as u64) {
-            call.got += peek_into_ring(call, segment);
+            let seen = peek_into_ring(call, segment);
+            call.got += seen;
+            if Consumer::open(segment).is_ok_and(|ring| ring.available() == seen as u64) {
+                call.got += peek_behind_ring(call, rx.slot, segment);
+            }
         }
         return Step::Return(Ok(call.got));
     }
@@ -105,7 +125,8 @@ fn took(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, received: usize
             Arrival::Kernel(_) => received < safe && received == first_parts(call, received, safe),
             Arrival::Corrupt => true,
         };
-    if call.is_satisfied(rx.slot) && !more { Step::Return(Ok(call.got)) } else { Step::Again }
+    let over = call.is_satisfied(rx.slot) || sys::at_mark(call.fd);
+    if over && !more { Step::Return(Ok(call.got)) } else { Step::Again }
 }
 
 /// Bytes that the first [`PARTS`] parts had room for, before `received` of them were filled; at most `most`.
@@ -125,6 +146,47 @@ fn peek_into_ring(call: &Call<'_, '_>, segment: &Segment) -> usize {
     call.parts.walk(call.got, good, |to, length| unsafe { consumer.copy_out(to, length) })
 }
 
+/// A look that has seen all that came before the switch and all of the ring, if that has ended there: what the kernel has behind its end.
+/// The bytes from before the switch and the doorbells lie in front of it in the queue, and are looked at again to come there; where they
+/// are too many, the look ends with the ring.
+fn peek_behind_ring(call: &Call<'_, '_>, slot: &Slot, segment: &Segment) -> usize {
+    const SKIP: usize = 4096;
+    let mut scratch = [0_u8; SKIP];
+    let direction = segment.rx();
+    let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
+    let skip = usize::try_from(direction.resume_at.load(Relaxed).saturating_sub(carried)).unwrap_or(usize::MAX);
+    if !call.has_room() || !ended::is_reached(call, segment) || skip > SKIP * PARTS / 2 {
+        return 0;
+    }
+    let mut parts = NO_PARTS;
+    let mut count = 0;
+    for part in parts.iter_mut().take(skip.div_ceil(SKIP)) {
+        *part = iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: SKIP.min(skip - count * SKIP) };
+        count += 1;
+    }
+    let count = fill(call, usize::MAX, &mut parts, count);
+    // SAFETY: all zero is a valid `msghdr`.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), count);
+    // SAFETY: a live local, and the caller's memory, which recv(2) requires to be writable.
+    unsafe { sys::recvmsg(call.fd, &mut message, libc::MSG_PEEK) }.unwrap_or(0).saturating_sub(skip)
+}
+
+const NO_PARTS: [iovec; PARTS] = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; PARTS];
+
+/// Puts the caller's memory from where the call stands, at most `limit` bytes, behind the first `count` parts; how many there are then.
+fn fill(call: &Call<'_, '_>, limit: usize, parts: &mut [iovec; PARTS], mut count: usize) -> usize {
+    call.parts.walk(call.got, limit, |to, length| match parts.get_mut(count) {
+        Some(part) => {
+            *part = iovec { iov_base: to.cast(), iov_len: length };
+            count += 1;
+            length
+        }
+        None => 0,
+    });
+    count
+}
+
 /// recvmsg(2) with MSG_DONTWAIT into the caller's memory from where the call stands, at most `limit` bytes.
 pub(super) fn receive_now(call: &mut Call<'_, '_>, limit: usize) -> Result<usize, Errno> {
     let flags = call.flags & (libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC);
@@ -134,34 +196,16 @@ pub(super) fn receive_now(call: &mut Call<'_, '_>, limit: usize) -> Result<usize
     })
 }
 
-/// The same by libc's call, which waits and is a cancellation point; MSG_WAITALL is kept.
-pub(super) fn receive_waiting(call: &mut Call<'_, '_>) -> Result<usize, Errno> {
-    let flags = call.flags & (libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC | libc::MSG_WAITALL);
-    with_rest(call, usize::MAX, |fd, message| {
-        // SAFETY: as above.
-        errno::from_bytes(unsafe { next::recvmsg(fd, message, flags) })
-    })
-}
-
 fn with_rest(
     call: &mut Call<'_, '_>,
     limit: usize,
     receive: impl FnOnce(i32, &mut libc::msghdr) -> Result<usize, Errno>,
 ) -> Result<usize, Errno> {
-    let mut parts = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; PARTS];
-    let mut count = 0;
-    call.parts.walk(call.got, limit, |to, length| match parts.get_mut(count) {
-        Some(part) => {
-            *part = iovec { iov_base: to.cast(), iov_len: length };
-            count += 1;
-            length
-        }
-        None => 0,
-    });
+    let mut parts = NO_PARTS;
+    let count = fill(call, limit, &mut parts, 0);
     // SAFETY: all zero is a valid `msghdr`.
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
-    message.msg_iov = parts.as_mut_ptr();
-    message.msg_iovlen = count;
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), count);
     // SAFETY: null, or the header that the program passed to recvmsg(2), which writes it.
     let header = unsafe { call.message.as_mut() };
     if let Some(header) = &header {
@@ -170,8 +214,13 @@ fn with_rest(
         (message.msg_namelen, message.msg_controllen) = call.room;
     }
     let result = receive(call.fd, &mut message);
-    // A look whose room is used up still learns what comes with the next message: the kernel has it so.
-    let told = |received: &usize| *received > 0 || (call.flags & libc::MSG_PEEK != 0 && call.got == call.parts.total());
+    // A look whose room is used up still learns what comes with the next message, if there is one: the kernel has it so.
+    let next = call.peeks() && call.got == call.parts.total() && sys::queued_bytes(call.fd).unwrap_or(0) > 0;
+    let told = |received: &usize| *received > 0 || next;
+    // Without room for them, this is all that tells of descriptors; or of credentials, which end nothing.
+    if message.msg_flags & libc::MSG_CTRUNC != 0 && result.is_ok() {
+        call.descriptors = sys::getsockopt::<i32>(call.fd, libc::SO_PASSCRED) == Ok(0);
+    }
     if let Some(header) = header.filter(|_| result.as_ref().is_ok_and(told)) {
         (header.msg_namelen, header.msg_controllen, header.msg_flags) =
             (message.msg_namelen, message.msg_controllen, message.msg_flags);

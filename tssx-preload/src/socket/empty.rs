@@ -94,13 +94,16 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
         Ok(_) => call.waited,
         Err(errno) => Err(errno),
     };
+    call.follow();
     let _guard = endpoint.lock(slot, Way::Rx);
     woken();
-    if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited
-        && segment.rx().head.load(Relaxed) == segment.rx().tail.load(Acquire)
-        && !switchover::kernel_follows(call.fd, slot, segment)
-    {
-        return call.finish(Err(errno)); // also where the ring has ended and nothing follows
+    if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited {
+        call.interrupted = Some(errno);
+        if segment.rx().head.load(Relaxed) != segment.rx().tail.load(Acquire) || switchover::kernel_follows(call.fd, slot, segment)
+        {
+            return Step::Again; // what has come meanwhile, perhaps behind the ring's end, is taken first
+        }
+        return call.finish(Err(errno));
     }
     if holds_bytes(segment) {
         if let Err(errno) = waited {
@@ -111,12 +114,13 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     match waited {
         Ok(Waited::End) => call.finish(reset::end_of_file(call.fd, slot, segment)),
         Ok(Waited::Something) => Step::Again,
-        Ok(Waited::Event) => after_event(call, endpoint, slot, segment),
+        Ok(Waited::Event | Waited::Closed) => after_event(call, endpoint, slot, segment, waited == Ok(Waited::Closed)),
         Err(errno) => call.finish(reset::failed(slot, segment, errno)),
     }
 }
 
 /// What a sleep ended with.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Waited {
     /// End of file.
     End,
@@ -124,20 +128,25 @@ enum Waited {
     Something,
     /// poll(2) says that there is something to see.
     Event,
+    /// The descriptor was closed meanwhile, and poll(2) does not say what has ended the wait.
+    Closed,
 }
 
 fn block(call: &Call<'_, '_>) -> Result<Waited> {
     if call.got > 0 {
         // The kernel returns what a call has when a signal comes, whatever SA_RESTART says; and so does poll(2).
-        return wait::for_event(call.fd, libc::POLLIN).map(|()| Waited::Event);
+        return wait::for_event(call.fd, libc::POLLIN).map(|open| if open { Waited::Event } else { Waited::Closed });
     }
     wait::look_for_one(call.fd).map(|count| if count == 0 { Waited::End } else { Waited::Something })
 }
 
 /// Woken in poll with an empty ring: the end, an error, or a doorbell that was too late or is another sleeper's.
-fn after_event(call: &Call<'_, '_>, endpoint: &Endpoint, slot: &Slot, segment: &Segment) -> Step {
+fn after_event(call: &mut Call<'_, '_>, endpoint: &Endpoint, slot: &Slot, segment: &Segment, closed: bool) -> Step {
     match ask(call, endpoint, slot, segment) {
         Step::Return(Err(Errno::AGAIN)) => {
+            if closed {
+                call.interrupted = Some(Errno(libc::EINTR)); // nothing to see, so it was a signal
+            }
             sys::yield_now();
             Step::Again
         }

@@ -8,8 +8,8 @@ use tssx_core::ledger::layout::{MODE_FINAL, Slot};
 use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover, sys};
 
-use super::receive::{Call, Step, counted};
-use super::{crossing, fallback, reset};
+use super::receive::{Call, Step};
+use super::{ancillary, crossing, fallback, reset};
 use crate::endpoint::Locked;
 use crate::errno::{Errno, Result};
 
@@ -23,22 +23,23 @@ pub(super) fn is_reached(call: &Call<'_, '_>, segment: &Segment) -> bool {
 
 /// Takes what the kernel has behind the end, without waiting.
 pub(super) fn follow(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
-    // The kernel does not join bytes with and without credentials.
-    if sys::getsockopt::<i32>(call.fd, libc::SO_PASSCRED).is_ok_and(|asked| asked != 0) && call.is_satisfied(rx.slot) {
-        return Step::Return(Ok(call.got));
-    }
     if call.peeks() {
         // Doorbells are told from what follows by their number, which is final now.
         while doorbell::take_doorbells(call.fd, rx.slot, segment, doorbell::ALL) > 0 {}
     } else if !switchover::try_resume(call.fd, rx.slot, segment) {
         return Step::Again;
     }
+    if call.from_ring && has_credentials(call.fd, rx.slot) {
+        return Step::Return(Ok(call.got));
+    }
     // The kernel stops at a byte that was sent as out-of-band, unless it begins there.
-    if sys::at_mark(call.fd) && call.is_satisfied(rx.slot) {
+    if call.got > 0 && sys::at_mark(call.fd) {
         return Step::Return(Ok(call.got));
     }
     if call.peeks() && !call.has_room() {
-        let _ = crossing::receive_now(call, usize::MAX);
+        if let Err(errno) = crossing::receive_now(call, usize::MAX) {
+            reset::owe(rx.slot, errno);
+        }
         return Step::Return(Ok(call.got));
     }
     loop {
@@ -56,7 +57,20 @@ pub(super) fn follow(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment) ->
             break;
         }
     }
-    if call.is_satisfied(rx.slot) || call.has_descriptors() { Step::Return(Ok(call.got)) } else { Step::Again }
+    let over = call.is_satisfied(rx.slot) || call.has_descriptors() || (call.got > 0 && sys::at_mark(call.fd));
+    if over { Step::Return(Ok(call.got)) } else { Step::Again }
+}
+
+/// Whether the next message in the kernel's queue comes with its sender's credentials. The kernel does not join it with bytes that have
+/// none.
+fn has_credentials(fd: i32, slot: &Slot) -> bool {
+    if sys::getsockopt::<i32>(fd, libc::SO_PASSCRED).is_ok_and(|asked| asked == 0) {
+        return false;
+    }
+    ancillary::next_has_credentials(fd).unwrap_or_else(|errno| {
+        reset::owe(slot, errno);
+        false
+    })
 }
 
 /// The ring has ended, but not where it is empty: bytes that came just before the end, or a lie.
@@ -70,25 +84,39 @@ pub(super) fn at_false_end(call: &Call<'_, '_>, rx: &Locked, segment: &Segment) 
     call.finish(Err(Errno(libc::ECONNRESET)))
 }
 
-/// The rest of a call that has bytes already, on a direction that is back on the kernel socket: waits there if the call does.
-pub(super) fn rest_through_kernel(call: &mut Call<'_, '_>, rx: Locked) -> Result<usize> {
-    let (endpoint, slot) = (rx.endpoint, rx.slot);
-    let blocks = call.blocks(slot);
-    call.keep(&rx);
-    let peeks = call.peeks();
-    let received =
-        counted(rx, peeks, || if blocks { crossing::receive_waiting(call) } else { crossing::receive_now(call, usize::MAX) });
-    call.got += received.unwrap_or(0);
-    if let Some(segment) = endpoint.segment(slot) {
-        told_by_part(call, slot, &segment, received);
+/// A call that has bytes already or has waited, on a direction that is back on the kernel socket: takes what is there, and waits there if
+/// the call does.
+pub(super) fn rest_through_kernel(call: &mut Call<'_, '_>, rx: Locked) -> Step {
+    if (call.from_ring && has_credentials(call.fd, rx.slot)) || (call.got > 0 && sys::at_mark(call.fd)) {
+        return Step::Return(Ok(call.got));
     }
-    Ok(call.got)
+    let received = crossing::receive_now(call, usize::MAX);
+    let Some(segment) = rx.segment else { return call.finish(received) };
+    match received {
+        Ok(received @ 1..) => {
+            crossing::count(call, &rx, received);
+            let over = call.peeks() || call.has_descriptors() || call.is_satisfied(rx.slot) || sys::at_mark(call.fd);
+            if over { Step::Return(Ok(call.got)) } else { Step::Again }
+        }
+        Err(Errno::AGAIN) if call.blocks(rx.slot) => crossing::wait_for_kernel(call, rx, &segment),
+        end => {
+            told_by_part(call, rx.slot, &segment, end);
+            call.finish(match end {
+                Ok(_) => reset::end_of_file(call.fd, rx.slot, &segment),
+                Err(errno) => reset::failed(rx.slot, &segment, errno),
+            })
+        }
+    }
 }
 
-/// The connection ended for a call that has bytes to return: they tell of a reset, and no later call does (net/unix/af_unix.c,
-/// `unix_stream_read_generic`, takes the error and returns what it has).
-fn told_by_part(call: &Call<'_, '_>, slot: &Slot, segment: &Segment, end: Result<usize>) {
-    if call.got == 0 || call.peeks() {
+/// The connection ended for a call that has less than it waits for: what it has tells of a reset, and no later call does
+/// (net/unix/af_unix.c, `unix_stream_read_generic`, takes the error and returns what it has).
+fn told_by_part(call: &mut Call<'_, '_>, slot: &Slot, segment: &Segment, end: Result<usize>) {
+    if call.got == 0 || call.peeks() || call.is_satisfied(slot) {
+        // The kernel would not have looked so far.
+        if let Err(errno) = end {
+            reset::owe(slot, errno);
+        }
         return;
     }
     let _ = match end {
@@ -96,4 +124,15 @@ fn told_by_part(call: &Call<'_, '_>, slot: &Slot, segment: &Segment, end: Result
         Err(errno @ Errno(libc::ECONNRESET)) => reset::failed(slot, segment, errno),
         other => other,
     };
+}
+
+/// The same for the program's own call on the kernel socket, which does not say what ended it.
+pub(super) fn tell_if_at_end(call: &mut Call<'_, '_>, slot: &Slot, segment: &Segment) {
+    if call.got > 0 && !call.peeks() && !call.is_satisfied(slot) {
+        match sys::receive(call.fd, &mut [0], libc::MSG_PEEK) {
+            Ok(0) => told_by_part(call, slot, segment, Ok(0)),
+            Err(errno) => reset::owe(slot, errno), // something else has ended it
+            Ok(_) => {}
+        }
+    }
 }

@@ -185,7 +185,7 @@ fn join(fd: c_int, endpoint: &'static Endpoint, segment: Segment) {
         rx.slot.rx_lowat.store(least.max(1).cast_unsigned(), Relaxed);
     }
     endpoint.join(segment);
-    super::options::say_ends(endpoint, tx.slot, &segment);
+    super::options::say_ends(fd, endpoint, tx.slot, &segment);
     switchover::publish_counts(tx.slot, &segment);
     let own = segment.own_side();
     own.pid.store(process::pid(), Relaxed);

@@ -38,7 +38,7 @@ pub(crate) fn shutdown(fd: c_int, how: c_int) -> Result<c_int> {
     let (Some(tx), Ok(_)) = (tx, result) else { return result };
     let segment = tx.segment;
     if let Some(segment) = &segment {
-        say_ends(tx.endpoint, tx.slot, segment);
+        say_ends(fd, tx.endpoint, tx.slot, segment);
     }
     drop(tx);
     if let Some(segment) = segment.filter(|_| how != libc::SHUT_WR) {
@@ -72,11 +72,12 @@ fn say_intent(tx: &Locked, how: c_int) {
 }
 
 /// Tells the peer what of the connection this end has shut down.
-pub(super) fn say_ends(endpoint: &Endpoint, slot: &Slot, segment: &Segment) {
+pub(super) fn say_ends(fd: c_int, endpoint: &Endpoint, slot: &Slot, segment: &Segment) {
     if slot.tx_shutdown.load(Relaxed) != 0 {
         doorbell::say_finished(segment);
     }
-    if endpoint.deaf.load(Relaxed) != 0 {
+    // A forked process may have shut it down; or nothing more comes because the peer has, which is as good.
+    if endpoint.deaf.load(Relaxed) != 0 || sys::poll_now(fd, libc::POLLRDHUP).unwrap_or(0) & libc::POLLRDHUP != 0 {
         doorbell::say_gone(segment, false);
     }
 }
@@ -97,13 +98,15 @@ pub(crate) fn shut_down_kernel(fd: c_int) {
 /// Whether getsockopt has an answer of ours: SO_SNDBUF, which we changed, and SO_ERROR, which a ring knows better.
 pub(crate) fn getsockopt(fd: c_int, option: c_int) -> Option<c_int> {
     let tx = lock_stream(fd, Way::Tx)?;
-    let segment = tx.segment?;
-    if tx.slot.tx_mode.load(Relaxed) != MODE_RING {
-        return None;
+    if option == libc::SO_ERROR && reset::take_owed(tx.slot) {
+        return Some(libc::ECONNRESET);
     }
+    let segment = tx.segment?;
+    let in_ring = tx.slot.tx_mode.load(Relaxed) == MODE_RING;
     match option {
-        libc::SO_SNDBUF => Some(tx.slot.sndbuf.load(Relaxed).cast_signed()),
-        libc::SO_ERROR => {
+        libc::SO_SNDBUF if in_ring => Some(tx.slot.sndbuf.load(Relaxed).cast_signed()),
+        // Also of a ring that has ended: the peer may leave bytes in it unread.
+        libc::SO_ERROR if in_ring || segment.tx().state.load(Relaxed) == STATE_ENDED => {
             if reset::take_pending(fd, tx.slot, &segment) {
                 return Some(libc::ECONNRESET);
             }
@@ -137,13 +140,21 @@ fn set_send_buffer(fd: c_int, option: c_int, value: c_int) -> bool {
     let Some(tx) = lock_stream(fd, Way::Tx) else { return false };
     let Some(segment) = tx.segment.filter(|_| tx.slot.tx_mode.load(Relaxed) == MODE_RING) else { return false };
     let made = sys::setsockopt(fd, option, value).and_then(|()| sys::getsockopt::<c_int>(fd, libc::SO_SNDBUF));
-    let _ = sys::setsockopt(fd, libc::SO_SNDBUF, 1);
-    let Ok(made) = made else { return false };
-    let buffer = made.max(0).cast_unsigned();
-    tx.slot.sndbuf.store(buffer, Relaxed);
-    let limit = u64::from(buffer).clamp(4096, segment.capacity());
-    tx.slot.tx_limit.store(u32::try_from(limit).unwrap_or(u32::MAX), Relaxed);
-    segment.tx().limit.store(limit, Relaxed);
+    let small = || sys::setsockopt(fd, libc::SO_SNDBUF, 1);
+    let Ok(made) = made else {
+        let _ = small();
+        return false;
+    };
+    let before = tx.slot.tx_limit.load(Relaxed);
+    switchover::limit_unread(tx.slot, &segment, made.max(0).cast_unsigned());
+    let waited = segment.tx().writer_waiting.load(Relaxed) != 0;
+    if waited && tx.slot.tx_limit.load(Relaxed) > before {
+        // There is room now: the kernel has just woken whoever waits for it, and must go on saying so. The next one that finds the ring
+        // full makes the buffer small again.
+        segment.tx().writer_waiting.store(0, Relaxed);
+    } else {
+        let _ = small();
+    }
     true
 }
 
@@ -170,14 +181,15 @@ fn unread(fd: c_int) -> Option<c_int> {
     let rx = lock_stream(fd, Way::Rx)?;
     let segment = rx.segment?;
     let ring = || Consumer::open(&segment).map_or(0, |consumer| consumer.available());
+    let behind = || switchover::behind_end(fd, rx.slot, &segment).ok();
     let bytes = match rx.slot.rx_mode.load(Relaxed) {
-        MODE_RING => switchover::behind_end(fd, rx.slot, &segment).ok()? + ring(),
+        MODE_RING => ring() + behind()?,
         MODE_KERNEL if switchover::has_consented(&segment) => match switchover::safe_bytes(fd, rx.slot, &segment) {
-            (Arrival::Kernel(Some(left)), _) => left + ring(),
+            (Arrival::Kernel(Some(left)), _) => left + ring() + behind()?,
             (Arrival::Kernel(None), queued) => queued,
             _ => {
                 log::say_if_receiving(fd, rx.slot);
-                ring()
+                ring() + behind()?
             }
         },
         _ => return None,
@@ -209,18 +221,28 @@ fn unsent(fd: c_int) -> Option<c_int> {
     let direction = segment.tx();
     // After the ring's end the kernel's answer is right as soon as it holds bytes of the program's; before, it counts doorbells.
     let carried = tx.slot.kernel_tx_bytes.load(Relaxed).wrapping_add(tx.slot.doorbell_tx_bytes.load(Relaxed));
-    let only_doorbells = direction.state.load(Relaxed) == STATE_ENDED && direction.resume_at.load(Relaxed) == carried;
-    if tx.slot.tx_mode.load(Relaxed) != MODE_RING && !only_doorbells {
-        return None;
-    }
+    let counted = tx.slot.reason.load(Relaxed) != Reason::Stdio as u32; // libc's own writes are not
+    let only_doorbells = counted && direction.state.load(Relaxed) == STATE_ENDED && direction.resume_at.load(Relaxed) == carried;
     let producer = Producer::open(&segment).ok()?;
     let unread = producer.unread();
-    if unread == 0 || reset::is_closed(fd, tx.slot, &segment) {
+    let closed = reset::is_closed(fd, tx.slot, &segment);
+    if tx.slot.tx_mode.load(Relaxed) != MODE_RING && !only_doorbells {
+        let behind = sys::unsent_bytes(fd).ok()?;
+        return c_int::try_from(behind + kernel_memory(if closed { 0 } else { unread })).ok();
+    }
+    if closed {
         return Some(0);
+    }
+    // What was sent before the switch lies in front of all doorbells, each of which is a packet of one byte.
+    let bells = tx.slot.doorbell_tx_calls.load(Relaxed).saturating_mul(kernel_memory(1));
+    let before = if producer.head() == 0 { sys::unsent_bytes(fd).unwrap_or(0).saturating_sub(bells) } else { 0 };
+    if unread == 0 {
+        return c_int::try_from(before).ok();
     }
     let last_write = producer.tail().wrapping_sub(direction.last_write.load(Relaxed));
     // A packet that is read in part stays whole.
-    c_int::try_from(kernel_memory(if last_write >= unread && last_write <= segment.capacity() { last_write } else { unread })).ok()
+    let whole = if last_write >= unread && last_write <= segment.capacity() { last_write } else { unread };
+    c_int::try_from(before + kernel_memory(whole)).ok()
 }
 
 /// Memory that a write of `bytes` takes in the kernel's queue, bytes: `unix_stream_sendmsg` of net/unix/af_unix.c makes packets of

@@ -16,7 +16,7 @@ use tssx_core::{clock, doorbell, recall, sys};
 
 use super::abandon::guarded;
 use super::receive::{Call, Step};
-use super::{establish, fallback};
+use super::{establish, fallback, reset};
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::next;
@@ -28,7 +28,12 @@ const ANSWER_US: u64 = 200_000;
 
 /// Before the descriptor is handed on: afterwards the kernel socket alone carries both directions, or will, in order.
 pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
+    // A message can name a descriptor several times: the peer has been waited for once.
+    let asked = lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RECALLED);
     let Some(segment) = leave(fd, reason, recall::revoke) else { return };
+    if asked {
+        return;
+    }
     wait_while(|| {
         // A writer that waits for room, asleep in the kernel, goes on when its junk is taken, and answers.
         let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
@@ -74,11 +79,11 @@ fn wake_peer(fd: c_int, segment: &Segment) {
     }
 }
 
-/// Whether the peer asks for our sending direction, or waits for the rest of it.
+/// Whether the peer asks for our sending direction, or waits for the rest of it. Once that is shut down nothing can be given back.
 #[inline]
 pub(crate) fn is_due(slot: &Slot, segment: &Segment) -> bool {
     match slot.tx_mode.load(Relaxed) {
-        MODE_RING => recall::is_wanted(segment),
+        MODE_RING => recall::is_wanted(segment) && slot.tx_shutdown.load(Relaxed) == 0,
         MODE_RECALLED => true,
         _ => false,
     }
@@ -89,6 +94,10 @@ pub(crate) fn is_due(slot: &Slot, segment: &Segment) -> bool {
 pub(super) fn wait_for_answer(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
     if recall::settle(call.fd, rx.slot, segment) {
         return Step::Again;
+    }
+    let empty = segment.rx().tail.load(Relaxed) == segment.rx().head.load(Relaxed);
+    if empty && doorbell::self_gone(segment) {
+        return call.finish(reset::end_of_file(call.fd, rx.slot, segment));
     }
     if !call.blocks(rx.slot) {
         return call.finish(Err(Errno::AGAIN));

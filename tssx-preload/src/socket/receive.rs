@@ -21,6 +21,7 @@ use super::abandon::{guarded, test_cancel};
 use super::{alive, ancillary, crossing, empty, ended, establish, fallback, recall, reset};
 use crate::endpoint::{Endpoint, Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
+use crate::process::log;
 use crate::user_buf::Parts;
 use crate::user_memory::Access;
 use crate::{fd_table, next};
@@ -35,6 +36,12 @@ pub(super) struct Call<'a, 'p> {
     pub(super) got: usize,
     /// The kernel filled the header in.
     pub(super) told: bool,
+    /// Descriptors came with the last bytes and found no room: they end a receive all the same.
+    pub(super) descriptors: bool,
+    /// Bytes of a ring are among those that the call has.
+    pub(super) from_ring: bool,
+    /// A signal or a time-out has ended the wait: the call takes what there is and waits no more.
+    pub(super) interrupted: Option<Errno>,
     /// Once the call has waited: the end that it waits on, which it stays with whatever becomes of the descriptor's number.
     pub(super) pin: Option<Pin>,
     /// What the last wait ended with, for a call whose descriptor was closed meanwhile.
@@ -61,7 +68,22 @@ impl<'a, 'p> Call<'a, 'p> {
         let waited = Err(Errno(libc::EBADF));
         // SAFETY: null, or the header that the program passed to recvmsg(2).
         let room = unsafe { message.as_ref() }.map_or((0, 0), |header| (header.msg_namelen, header.msg_controllen));
-        Self { fd, message, parts, flags, got: 0, told: false, pin: None, waited, least: None, room, nonblocking: None }
+        Self {
+            fd,
+            message,
+            parts,
+            flags,
+            got: 0,
+            told: false,
+            descriptors: false,
+            from_ring: false,
+            interrupted: None,
+            pin: None,
+            waited,
+            least: None,
+            room,
+            nonblocking: None,
+        }
     }
 
     pub(super) fn peeks(&self) -> bool {
@@ -72,6 +94,13 @@ impl<'a, 'p> Call<'a, 'p> {
     pub(super) fn keep(&mut self, rx: &Locked) {
         if self.pin.is_none() {
             self.pin = Some(rx.pin());
+        }
+    }
+
+    /// After a wait: if the descriptor was closed meanwhile, the call goes on with another one of the file that it began with.
+    pub(super) fn follow(&mut self) {
+        if let Some(pin) = &self.pin {
+            self.fd = pin.endpoint().descriptor(self.fd);
         }
     }
 
@@ -92,21 +121,32 @@ impl<'a, 'p> Call<'a, 'p> {
         self.got >= self.parts.total().min(least.max(1))
     }
 
-    /// Whether control messages came with the bytes so far.
+    /// Whether descriptors came with the bytes so far.
     pub(super) fn has_descriptors(&self) -> bool {
-        // SAFETY: null, or the header that the program passed to recvmsg(2), which the kernel has filled in by now.
-        self.told && unsafe { self.message.as_ref() }.is_some_and(|header| header.msg_controllen > 0)
+        self.descriptors || self.told_of().rights
+    }
+
+    /// What control messages the program's header holds by now.
+    pub(super) fn told_of(&self) -> ancillary::Found {
+        // SAFETY: null, or the header that the program passed to recvmsg(2), which the kernel has filled in.
+        let header = unsafe { self.message.as_ref() }.filter(|_| self.told);
+        // SAFETY: as above.
+        header.map_or_else(ancillary::Found::default, |header| unsafe { ancillary::find(header) })
     }
 
     /// What the call returns when nothing more can be had: what it has, else `otherwise`.
     pub(super) fn finish(&self, otherwise: Result<usize>) -> Step {
-        Step::Return(if self.got > 0 { Ok(self.got) } else { otherwise })
+        Step::Return(match (otherwise, self.interrupted) {
+            _ if self.got > 0 => Ok(self.got),
+            (Err(Errno::AGAIN), Some(interruption)) => Err(interruption),
+            (otherwise, _) => otherwise,
+        })
     }
 
     /// Whether the call waits for more.
     pub(super) fn blocks(&mut self, slot: &Slot) -> bool {
         let nonblocking = *self.nonblocking.get_or_insert_with(|| slot.nonblocking.load(Relaxed) != 0);
-        self.flags & libc::MSG_DONTWAIT == 0 && !nonblocking && !self.is_satisfied(slot)
+        self.flags & libc::MSG_DONTWAIT == 0 && !nonblocking && self.interrupted.is_none() && !self.is_satisfied(slot)
     }
 }
 
@@ -148,14 +188,15 @@ pub(crate) fn receive(
         let result = match step {
             Step::Again => continue,
             Step::Return(result) => result,
-            Step::Kernel(rx) if call.got == 0 && call.fd == fd => {
-                call.pin = None; // the kernel keeps what its own call waits on
-                return through_kernel(fd, rx, flags, &plain);
-            }
-            Step::Kernel(rx) => ended::rest_through_kernel(&mut call, rx),
+            // Only a call that has not waited yet: what held when it began is still to be seen.
+            Step::Kernel(rx) if call.got == 0 && call.pin.is_none() => return through_kernel(&mut call, rx, &plain),
+            Step::Kernel(rx) => match ended::rest_through_kernel(&mut call, rx) {
+                Step::Return(result) => result,
+                _ => continue,
+            },
         };
         if !call.told {
-            no_ancillary_data(call.fd, message, flags, result);
+            no_ancillary_data(call.fd, message, flags, result, call.interrupted);
         }
         if matches!(result, Ok(0) | Err(Errno(libc::ECONNRESET))) {
             fd_table::stream(fd).into_iter().for_each(alive::doubt);
@@ -167,9 +208,11 @@ pub(crate) fn receive(
 /// `recv` and `recvmsg` with room for nothing: they wait, fail and end as others do. 1 if there is something to read, else 0: the
 /// program gets 0 for both.
 pub(crate) fn receive_nothing(fd: c_int, flags: c_int, message: *mut libc::msghdr, plain: impl Fn() -> isize) -> Result<usize> {
-    let joined = lock_stream(fd, Way::Rx).is_some_and(|rx| rx.segment.is_some());
-    if !joined || flags & libc::MSG_OOB != 0 {
+    if flags & libc::MSG_OOB != 0 {
         return errno::from_bytes(plain());
+    }
+    if !lock_stream(fd, Way::Rx).is_some_and(|rx| may_hold_bytes(fd, &rx)) {
+        return nothing_through_kernel(fd, errno::from_bytes(plain()));
     }
     let mut byte = 0_u8;
     let place = (&raw mut byte).cast();
@@ -177,23 +220,67 @@ pub(crate) fn receive_nothing(fd: c_int, flags: c_int, message: *mut libc::msghd
     let flags = (flags | libc::MSG_PEEK) & !libc::MSG_WAITALL;
     // SAFETY: one byte of a local.
     let look = || unsafe { next::recv(fd, place, 1, flags) };
-    let result = receive(fd, &Parts::new(&parts)?, flags, core::ptr::null_mut(), look);
+    // The peer's name is told while the socket is there for certain.
+    // SAFETY: all zero is a valid `msghdr`.
+    let mut named: libc::msghdr = unsafe { core::mem::zeroed() };
+    // SAFETY: null, or the header that the program passed to recvmsg(2).
+    if let Some(message) = unsafe { message.as_ref() } {
+        (named.msg_name, named.msg_namelen) = (message.msg_name, message.msg_namelen);
+    }
+    let result = receive(fd, &Parts::new(&parts)?, flags, &raw mut named, look);
     // What is there is the kernel's: its own call says what comes with it.
-    let in_ring = || lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING);
-    if result == Ok(1) && !message.is_null() && !in_ring() {
+    let in_kernel = || lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) != MODE_RING);
+    if result == Ok(1) && !message.is_null() && in_kernel() {
         return errno::from_bytes(plain()).map(|_| 1);
     }
-    no_ancillary_data(fd, message, flags, result);
+    no_ancillary_data(fd, message, flags, result, None);
+    // SAFETY: as above.
+    if let Some(message) = unsafe { message.as_mut() }.filter(|_| result.is_ok()) {
+        message.msg_namelen = named.msg_namelen;
+    }
     result
 }
 
+/// The kernel's answer to a receive of nothing. What the peer has left unread may be in a ring, of which the kernel knows nothing.
+fn nothing_through_kernel(fd: c_int, result: Result<usize>) -> Result<usize> {
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return result };
+    let Some(segment) = rx.segment else { return result };
+    match result {
+        Ok(0) if doorbell::is_at_end(fd) && reset::take_pending(fd, rx.slot, &segment) => Err(Errno(libc::ECONNRESET)),
+        Err(errno) => reset::failed(rx.slot, &segment, errno),
+        ok => ok,
+    }
+}
+
+/// Whether bytes for this end can be in a ring.
+fn may_hold_bytes(fd: c_int, rx: &Locked) -> bool {
+    let Some(segment) = rx.segment else { return false };
+    match rx.slot.rx_mode.load(Relaxed) {
+        MODE_KERNEL => {
+            let _ = switchover::arrival(rx.slot, &segment);
+            log::say_if_receiving(fd, rx.slot);
+        }
+        MODE_RING => {
+            let _ = switchover::try_resume(fd, rx.slot, &segment);
+        }
+        _ => {}
+    }
+    match rx.slot.rx_mode.load(Relaxed) {
+        MODE_RING | MODE_RECALLED => true,
+        MODE_KERNEL if switchover::has_consented(&segment) => true,
+        _ => reset::pending(fd, rx.slot, &segment), // of which the kernel does not know
+    }
+}
+
 /// What `recvmsg` says besides the bytes when they came from a ring: no control messages, no flags, and the peer's name.
-fn no_ancillary_data(fd: c_int, message: *mut libc::msghdr, flags: c_int, result: Result<usize>) {
+fn no_ancillary_data(fd: c_int, message: *mut libc::msghdr, flags: c_int, result: Result<usize>, interrupted: Option<Errno>) {
     // SAFETY: null, or the header that the program passed to recvmsg(2), which writes it.
     let Some(message) = (unsafe { message.as_mut() }).filter(|_| result.is_ok()) else { return };
     message.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
+    // The kernel gives credentials as a receive ends, but not as a signal ends it.
+    let any = interrupted.is_none_or(|errno| errno != Errno(libc::EINTR)).then_some(result != Ok(0));
     // SAFETY: as above.
-    unsafe { ancillary::nobodys_credentials(fd, message, result != Ok(0)) };
+    unsafe { ancillary::nobodys_credentials(fd, message, any) };
     if !message.msg_name.is_null() {
         let room = if result == Ok(0) { 0 } else { message.msg_namelen };
         // SAFETY: the program says how much room there is.
@@ -241,14 +328,16 @@ pub(super) fn counted(rx: Locked, peeks: bool, receive: impl FnOnce() -> Result<
 }
 
 /// The program's own call on the kernel socket, counted.
-fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isize) -> Result<usize> {
-    let (pin, endpoint, slot) = (rx.pin(), rx.endpoint, rx.slot);
+fn through_kernel(call: &mut Call<'_, '_>, rx: Locked, plain: &impl Fn() -> isize) -> Result<usize> {
+    let (fd, pin, endpoint, slot) = (call.fd, rx.pin(), rx.endpoint, rx.slot);
     let mut kept = Errno(0);
-    let mut result = counted(rx, flags & libc::MSG_PEEK != 0, || {
+    let mut result = counted(rx, call.peeks(), || {
         let result = errno::from_bytes(plain());
         kept = errno::get();
         result
     });
+    call.fd = endpoint.descriptor(fd); // the program's may have been closed meanwhile
+    let fd = call.fd;
     if let Some(segment) = endpoint.segment(slot) {
         // What we sent may be in a ring, of which the kernel knows nothing.
         result = match result {
@@ -257,8 +346,14 @@ fn through_kernel(fd: c_int, rx: Locked, flags: c_int, plain: &impl Fn() -> isiz
                 reset::end_of_file(fd, slot, &segment)
             }
             Err(errno) => reset::failed(slot, &segment, errno),
-            received => received,
+            Ok(received) => {
+                call.got = received;
+                ended::tell_if_at_end(call, slot, &segment);
+                Ok(received)
+            }
         };
+    } else if result == Ok(0) && reset::take_owed(slot) {
+        result = Err(Errno(libc::ECONNRESET));
     }
     establish::after_kernel_operation(fd, endpoint);
     drop(pin);
@@ -319,6 +414,7 @@ fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: C
     }
     // SAFETY: `walk` passes addresses of the caller's memory, which was found to be writable.
     let count = call.parts.walk(call.got, wanted, |to, length| unsafe { consumer.copy_out(to, length) });
+    call.from_ring = true;
     if call.peeks() {
         call.got += count;
         return Taken::Some { emptied: false };
@@ -367,7 +463,7 @@ pub(super) fn holds_bytes(segment: &Segment) -> bool {
 /// Receives by the program's own call on a stream whose receiving direction is on the kernel socket, and counts it.
 pub(crate) fn receive_plainly(fd: c_int, plain: impl Fn() -> isize) -> Result<usize> {
     match lock_stream(fd, Way::Rx) {
-        Some(rx) => through_kernel(fd, rx, 0, &plain),
+        Some(rx) => through_kernel(&mut Call::new(fd, &Parts::new(&[])?, 0, core::ptr::null_mut()), rx, &plain),
         None => errno::from_bytes(plain()),
     }
 }

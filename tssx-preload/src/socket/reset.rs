@@ -34,6 +34,20 @@ pub(crate) fn owe(slot: &Slot, errno: Errno) {
     }
 }
 
+/// A call that received several messages met an error behind them: the next call tells of it.
+pub(crate) fn tell_again(fd: c_int, errno: Errno) {
+    if errno == Errno(libc::ECONNRESET)
+        && let Some(rx) = lock_stream(fd, Way::Rx)
+    {
+        rx.slot.reset_reported.store(OWED, Relaxed);
+    }
+}
+
+/// Whether an error is owed: told, and gone.
+pub(super) fn take_owed(slot: &Slot) -> bool {
+    slot.reset_reported.compare_exchange(OWED, REPORTED, Relaxed, Relaxed).is_ok()
+}
+
 /// The kernel reported an error and the ring is empty: what the program gets.
 pub(super) fn failed(slot: &Slot, segment: &Segment, errno: Errno) -> Result<usize> {
     if errno != Errno(libc::ECONNRESET) {

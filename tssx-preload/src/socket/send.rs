@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use core::sync::atomic::fence;
 
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
+use tssx_core::packets::Packets;
 use tssx_core::reason::Reason;
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
@@ -15,12 +16,12 @@ use tssx_core::{doorbell, switchover, sys};
 
 use super::abandon::{guarded, test_cancel};
 use super::{alive, copying, establish, fallback, recall, reset, wait};
-use crate::endpoint::{Endpoint, Locked, Pin, Way, lock_stream};
+use crate::endpoint::{Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
+use crate::init;
 use crate::process::log::{self, Event};
 use crate::user_buf::Parts;
 use crate::user_memory::Access;
-use crate::{fd_table, init};
 
 /// What one look at a locked direction led to.
 enum Attempt {
@@ -143,7 +144,7 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
         Attempt::Gone => {
             drop(tx);
             if call.pin.is_some() {
-                return Some(broken(fd, slot, segment, Errno(libc::EPIPE), call.flags));
+                return Some(Err(broken(fd, slot, segment, Errno(libc::EPIPE))));
             }
             if let Err(errno) = refused(fd, call.flags) {
                 return Some(Err(errno));
@@ -163,7 +164,7 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
             let errno = wait_for_room(fd, tx, segment, blocking, call.sent > 0).err()?;
             let gone = matches!(errno, Errno(libc::EPIPE | libc::ECONNRESET));
             if gone && call.sent == 0 {
-                return Some(broken(fd, slot, segment, errno, call.flags));
+                return Some(Err(broken(fd, slot, segment, errno)));
             }
             if gone {
                 reset::take_pending(fd, slot, segment); // told by the part
@@ -179,20 +180,15 @@ fn refused(fd: c_int, flags: c_int) -> Result<()> {
     errno::from_bytes(wait::send_nothing(fd, flags)).map(drop)
 }
 
-/// The peer went while the call was waiting for room: then the kernel tells a reset before a broken pipe (net/core/sock.c,
-/// `sock_alloc_send_pskb`). The latter comes from the kernel itself, with its signal.
-fn broken(fd: c_int, slot: &Slot, segment: &Segment, errno: Errno, flags: c_int) -> Result<usize> {
+/// The peer went while the call was waiting for room: then the kernel tells a reset before a broken pipe, and raises no signal
+/// (net/core/sock.c, `sock_alloc_send_pskb`).
+fn broken(fd: c_int, slot: &Slot, segment: &Segment, errno: Errno) -> Errno {
     let reset = if errno == Errno(libc::EPIPE) {
         reset::take_pending(fd, slot, segment)
     } else {
         reset::failed(slot, segment, errno).is_err()
     };
-    let still_ours = || fd_table::stream(fd).and_then(Endpoint::slot).is_some_and(|now| core::ptr::eq(now, slot));
-    match reset {
-        true => Err(Errno(libc::ECONNRESET)),
-        false if still_ours() => refused(fd, flags).and(Err(Errno(libc::EPIPE))),
-        false => Err(Errno(libc::EPIPE)),
-    }
+    Errno(if reset { libc::ECONNRESET } else { libc::EPIPE })
 }
 
 fn may_switch(fd: c_int, tx: &Locked, segment: &Segment) -> bool {
@@ -228,6 +224,10 @@ fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: usize, plain: &im
     };
     let result = guarded(&undo, || errno::from_bytes(plain()));
     let kept = errno::get();
+    let fd = endpoint.descriptor(fd); // the program's may have been closed meanwhile
+    if let Some(segment) = endpoint.segment(slot) {
+        told_by_kernel(fd, slot, &segment, result, asked);
+    }
     if result.as_ref().map_or(true, |sent| *sent < asked) {
         endpoint.refusals.fetch_add(1, Relaxed);
     }
@@ -236,6 +236,16 @@ fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: usize, plain: &im
     drop(pin);
     errno::set(kept);
     Some(result)
+}
+
+/// The kernel has told of a reset, also by a call that ends early; or it knows of none, because what the peer has left is in a ring. Then
+/// the same call tells of it.
+fn told_by_kernel(fd: c_int, slot: &Slot, segment: &Segment, result: Result<usize>, asked: usize) {
+    match result {
+        Ok(sent) if sent > 0 && sent < asked => drop(reset::take_pending(fd, slot, segment)),
+        Err(errno) => drop(reset::failed(slot, segment, errno)),
+        Ok(_) => {}
+    }
 }
 
 /// The rest of a call whose first bytes are in the ring, which has ended since: what the kernel's socket takes of it.
@@ -247,13 +257,6 @@ fn send_rest(fd: c_int, parts: &Parts<'_>, sent: usize, flags: c_int) -> isize {
         result.unwrap_or(0)
     });
     isize::try_from(count).unwrap_or(isize::MAX)
-}
-
-/// Bytes of one packet of the kernel's, net/unix/af_unix.c `unix_stream_sendmsg`: half the send buffer, at most 32 KiB and a page.
-/// A fault in one takes back that packet only.
-fn packet(send_buffer: u32) -> usize {
-    const LARGEST: usize = 36_544;
-    (send_buffer as usize / 2).saturating_sub(64).clamp(1, LARGEST)
 }
 
 fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: usize) -> Attempt {
@@ -268,16 +271,14 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
     {
         return Attempt::Gone;
     }
-    let room = copying::room(tx, &producer, u64::from(tx.slot.tx_limit.load(Relaxed)));
-    let room = usize::try_from(room).unwrap_or(usize::MAX);
-    if room == 0 {
+    let packets = Packets::new(tx.slot, parts.total());
+    let wanted = copying::room(tx, &producer, segment.capacity(), |room, most| packets.admitted(sent, room, most));
+    if wanted == 0 {
         return Attempt::Full;
     }
-    let wanted = room.min(parts.total() - sent);
     let mut good = parts.accessible(sent, wanted, Access::Read);
     if good < wanted {
-        let packet = packet(tx.slot.sndbuf.load(Relaxed));
-        good = ((sent + good) / packet * packet).saturating_sub(sent);
+        good = packets.whole(sent, good); // a fault takes back the packet that it is in
         if good == 0 {
             return Attempt::Fault;
         }
@@ -299,18 +300,17 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
 }
 
 /// Room to write, as far as can be seen without the lock; impossible positions count as room, so that the caller looks.
-fn has_room(segment: &Segment, limit: u64) -> bool {
+fn has_room(slot: &Slot, segment: &Segment) -> bool {
+    let limit = u64::from(slot.tx_limit.load(Relaxed));
     Producer::open(segment).map_or(true, |producer| producer.room(limit) > 0) || doorbell::reader_gone(segment)
 }
 
 /// Waits until there may be room; the caller has pinned the endpoint. `partly`: some bytes of the call are in the ring already.
 fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partly: bool) -> Result<()> {
-    let slot = tx.slot;
-    let limit = u64::from(slot.tx_limit.load(Relaxed));
-    let endpoint = tx.endpoint;
+    let (slot, endpoint) = (tx.slot, tx.endpoint);
     if blocking {
         drop(tx);
-        if endpoint.spin.spin(|| has_room(segment, limit)) {
+        if endpoint.spin.spin(|| has_room(slot, segment)) {
             slot.spin_hits.fetch_add(1, Relaxed);
             return Ok(());
         }
@@ -322,7 +322,7 @@ fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partl
         }
         return sleep_for_room(fd, tx, segment, partly);
     }
-    if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(segment, limit) {
+    if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(slot, segment) {
         return Ok(());
     }
     Err(Errno::AGAIN)
@@ -330,8 +330,7 @@ fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partl
 
 fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Result<()> {
     let (slot, endpoint) = (tx.slot, tx.endpoint);
-    let limit = u64::from(slot.tx_limit.load(Relaxed));
-    if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(segment, limit) {
+    if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(slot, segment) {
         return Ok(());
     }
     slot.sleeps.fetch_add(1, Relaxed);
@@ -355,7 +354,7 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
     end(result.unwrap_or(0));
     if result == Err(Errno::AGAIN) && slot.nonblocking.load(Relaxed) != 0 {
         // Another thread has set it meanwhile. poll does not care.
-        return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT));
+        return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT).map(drop));
     }
     result.map(drop)
 }

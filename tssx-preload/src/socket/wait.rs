@@ -124,11 +124,12 @@ pub(crate) fn send_nothing(fd: c_int, flags: c_int) -> isize {
 }
 
 /// Waits in libc's `poll` for an event of one descriptor, or its end, as long as the socket's own time-out (SO_RCVTIMEO for
-/// input, SO_SNDTIMEO for output) allows. Unlike a blocking receive or send it ends with every signal.
+/// input, SO_SNDTIMEO for output) allows. Unlike a blocking receive or send it ends with every signal. False if the descriptor was closed
+/// meanwhile: then the kernel does not say whether an event or a signal has ended the wait.
 ///
 /// # Errors
 /// EINTR; EAGAIN after the time-out.
-pub(crate) fn for_event(fd: c_int, events: i16) -> Result<()> {
+pub(crate) fn for_event(fd: c_int, events: i16) -> Result<bool> {
     let option = if events & libc::POLLOUT != 0 { libc::SO_SNDTIMEO } else { libc::SO_RCVTIMEO };
     let limit = sys::getsockopt::<libc::timeval>(fd, option).ok().filter(|limit| limit.tv_sec != 0 || limit.tv_usec != 0);
     let limit = limit.map(|limit| libc::timespec { tv_sec: limit.tv_sec, tv_nsec: limit.tv_usec * 1000 });
@@ -137,6 +138,6 @@ pub(crate) fn for_event(fd: c_int, events: i16) -> Result<()> {
     // SAFETY: one live entry, a live or no time, and no signal mask.
     match errno::from_int(unsafe { next::ppoll(&raw mut entry, 1, time, core::ptr::null()) })? {
         0 => Err(Errno::AGAIN),
-        _ => Ok(()),
+        _ => Ok(entry.revents & libc::POLLNVAL == 0),
     }
 }

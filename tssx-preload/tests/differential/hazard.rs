@@ -6,15 +6,13 @@
 use crate::facts::{OVERFLOW, accounted, asked, direction_of, fit_for_child, given, leaves_ring, may_fail};
 use crate::program::{Op, Step};
 use crate::slots::End;
-use crate::state::{Class, Fill, State, What};
-use crate::words::{Handle, Millis, Place, Side, Worker};
+use crate::state::{Class, Fill, Pending, State, What};
+use crate::words::{Handle, Millis, Place, Side, Switch, Worker};
 
 /// Most that one direction holds in the kernel's accounting outside of fills: below the mark at which poll says "not writable".
 const ROOM: u32 = 50_000;
 /// Most that is sent at once into a socket whose buffer was made small.
 const SMALL: u64 = 1000;
-/// What surely is in a socket that was filled, for receives that are not to see its end.
-const SURE: u64 = 40_000;
 /// A send of more is queued in several pieces.
 const PIECE: u64 = 30_000;
 
@@ -39,15 +37,37 @@ impl State {
         }
         let unclear = |handle: Handle| self.end(side, handle).is_some_and(|end| self.is_unclear(end));
         match &step.op {
-            Op::Signal { whom, .. } => whom.side != side || self.hazard_of_signal(*whom),
+            Op::Signal { whom, restart } => whom.side != side || self.hazard_of_signal(*whom, *restart),
             // What is unread then comes back with the peer's next call only: README.md, limits.
-            Op::Pass { what, .. } if self.end(side, *what).is_some_and(|end| self.incoming(end).bytes() > 0) => true,
-            Op::Await { set, .. } => set.0.iter().any(|(handle, events)| events.writes() && unclear(*handle)),
+            Op::Pass { what, .. }
+                if self.end(side, *what).is_some_and(|end| self.incoming(end).bytes() > 0 || self.is_full(end)) =>
+            {
+                true
+            }
+            Op::Await { set, .. } => {
+                let urgent = |handle: Handle| self.end(side, handle).is_some_and(|end| self.may_take_urgent_byte(end));
+                set.0.iter().any(|(handle, events)| events.writes() && unclear(*handle) || events.reads() && urgent(*handle))
+            }
             Op::EpollWait { .. } => {
-                let ends = End::all().filter(|end| self.description(*end).epoll);
-                self.epoll_out[side.index()] && ends.into_iter().any(|end| self.is_unclear(end))
+                let ends = || End::all().filter(|end| self.description(*end).epoll);
+                let edge = |end: End| end.side == side && self.has_idle_edge(end);
+                let room = self.epoll_out[side.index()] && ends().any(|end| self.is_unclear(end) || edge(end));
+                room || ends().any(|end| end.side == side && self.may_take_urgent_byte(end))
             }
             Op::Ask { on, what } => self.hazard_of_question(side, *on, *what),
+            // A call that keeps a closed connection is woken by it, and cannot tell that from a signal.
+            Op::Shutdown { .. } => self.has_ghost(side.other()),
+            // A call that receives several messages looks at the mark for each.
+            Op::LowMark { on, .. } => self.end(side, *on).is_some_and(|end| {
+                let several = |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. });
+                self.waiting().any(|(_, pending)| several(pending) && pending.classes.contains(&Class::Incoming(end)))
+            }),
+            // How much more fits?
+            Op::SendBuffer { on, .. } => self.end(side, *on).is_some_and(|end| self.writer_waits(end)),
+            // Both rings end; and a receive that waits tells of credentials or not, whenever it looked last.
+            Op::PassCredentials { on, .. } => {
+                self.end(side, *on).is_some_and(|end| self.is_full(end) || self.class_pending(Class::Incoming(end)))
+            }
             // A read of the pipe must not wait for ever.
             Op::Nonblock { on, .. } => self.what(side, *on) == What::Other,
             Op::EpollChange { on, .. } => self.hazard_of_change(side, *on),
@@ -60,17 +80,38 @@ impl State {
         }
     }
 
-    /// Nobody is interrupted; or recvmmsg(2) is, after which the kernel leaves an error number of its own (ERESTARTSYS) in the socket.
-    fn hazard_of_signal(&self, whom: Worker) -> bool {
-        let pending = self.pending[whom.side.index()][whom.thread].as_ref();
-        pending.is_none_or(|pending| matches!(pending.op, Op::Recvmmsg { .. }))
+    /// Nobody is interrupted; or recvmmsg(2) is, after which the kernel leaves an error number of its own (ERESTARTSYS) in the socket; or a
+    /// call begins anew that may wait for another number of bytes than it did, or for the other end to answer, which no signal
+    /// restarts (README.md, limits).
+    fn hazard_of_signal(&self, whom: Worker, restart: Switch) -> bool {
+        let Some(pending) = self.pending[whom.side.index()][whom.thread].as_ref() else { return true };
+        let marked = |class: &Class| matches!(class, Class::Incoming(end) if self.description(*end).low_mark || self.description(*end).passed);
+        // The number may lead elsewhere by now.
+        let moved = |class: &Class| match (class, direction_of(&pending.op)) {
+            (Class::Incoming(end) | Class::Room(end), Some((handle, _))) => self.end(whom.side, handle) != Some(*end),
+            _ => false,
+        };
+        let anew = restart == Switch::On && pending.classes.iter().any(|class| marked(class) || moved(class));
+        matches!(pending.op, Op::Recvmmsg { .. }) || anew
+    }
+
+    /// A receive that waits takes an urgent byte out of the kernel's queue when it comes; the library's only looks, and the byte stays
+    /// readable for poll(2).
+    fn may_take_urgent_byte(&self, end: End) -> bool {
+        self.incoming(end).uncounted && self.class_pending(Class::Incoming(end))
+    }
+
+    /// A direction of the connection has been filled, so that a ring's end would make room in the kernel's socket.
+    fn is_full(&self, end: End) -> bool {
+        self.incoming(end).fill != Fill::Known || self.outgoing(end).fill != Fill::Known
     }
 
     /// Whether there is room to send is not certain.
     fn is_unclear(&self, end: End) -> bool {
         match self.outgoing(end).fill {
             Fill::Known => self.description(end).small_buffer && !self.outgoing(end).messages.is_empty(),
-            Fill::Full => !self.settled,
+            // poll(2) calls a full socket whose other end reads no more not writable, though a send would not wait: it fails.
+            Fill::Full => !self.settled || self.description(End { side: end.side.other(), ..end }).deaf,
             Fill::Unknown => true,
         }
     }
@@ -91,6 +132,17 @@ impl State {
         if self.waiting().any(|(worker, pending)| worker.side == end.side && matches!(pending.op, Op::Await { .. })) {
             return true;
         }
+        // A call that receives several messages polls between them.
+        let several =
+            |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. }) && pending.classes.contains(&Class::Incoming(end));
+        if self.waiting().any(|(worker, pending)| worker.side == end.side && several(pending)) {
+            return true;
+        }
+        // It tells again of an error that came behind the messages, which poll(2) then shows.
+        let at_peer = |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. });
+        if self.waiting().any(|(worker, pending)| worker.side != end.side && at_peer(pending)) {
+            return true;
+        }
         let there = self.waits_at(end.side.other());
         there > 1 || (there > 0 && self.waits_at(end.side) > 0)
     }
@@ -107,7 +159,7 @@ impl State {
         let Some(end) = self.end(side, on) else { return false };
         match what {
             Unread => self.incoming(end).fill != Fill::Known || self.class_pending(Class::Incoming(end)),
-            Unsent => self.outgoing(end).fill == Fill::Unknown,
+            Unsent => self.outgoing(end).fill == Fill::Unknown || self.description(end).printed,
             _ => false,
         }
     }
@@ -115,6 +167,9 @@ impl State {
     fn hazard_of_receive(&self, end: End, op: &Op) -> bool {
         let direction = self.incoming(end);
         let peer = End { connection: end.connection, side: end.side.other() };
+        if self.waits_for_idle_edge(peer) {
+            return true;
+        }
         if self.writer_waits(peer) {
             // A writer goes on somewhere in the middle: only who waits for all of it knows what comes.
             let description = self.description(end);
@@ -124,7 +179,18 @@ impl State {
                 && !direction.uncounted;
             return !matches!(op, Op::Gather { .. }) || !sure || self.waiting().any(|(_, pending)| may_fail(&pending.op));
         }
-        if ends_in_bad_memory(op) && direction.messages.len() > 1 {
+        // The kernel moves a packet into each of the pipe's sixteen places.
+        if matches!(op, Op::SpliceIn { .. }) && (direction.messages.len() > 12 || direction.several) {
+            return true;
+        }
+        if looks(op) && direction.uncounted {
+            return true;
+        }
+        // With room for nothing a look goes on to the next message and what comes with it.
+        if looks_at_nothing(op) && (direction.messages.len() > 1 || direction.several) {
+            return true;
+        }
+        if ends_in_bad_memory(op) && (direction.messages.len() > 1 || direction.several) {
             return true;
         }
         if matches!(op, Op::Gather { .. }) {
@@ -137,7 +203,7 @@ impl State {
         if direction.fill == Fill::Known || matches!(op, Op::Drain { .. }) {
             return false;
         }
-        let sure = !self.description(peer).small_buffer && direction.taken - direction.taken_at_full + asked(op) < SURE;
+        let sure = !self.description(peer).small_buffer && direction.taken - direction.taken_at_full + asked(op) < direction.sure;
         !sure || matches!(op, Op::Recvmmsg { .. } | Op::SpliceIn { .. })
     }
 
@@ -146,6 +212,9 @@ impl State {
         let peer = End { connection: end.connection, side: end.side.other() };
         let (size, messages) = given(op);
         let reader = self.class_pending(Class::Incoming(peer));
+        if reader && self.waits_for_idle_edge(end) {
+            return true;
+        }
         let gatherer = self
             .waiting()
             .any(|(_, pending)| matches!(pending.op, Op::Gather { .. }) && pending.classes.contains(&Class::Incoming(peer)));
@@ -154,6 +223,12 @@ impl State {
             return true;
         }
         if gatherer && matches!(op, Op::Fill { .. }) {
+            return true;
+        }
+        // A receive with room for nothing that waits takes the urgent byte away; the library only looks.
+        let urgent = matches!(op, Op::Transmit { flags, .. } if flags.has(libc::MSG_OOB));
+        let nothing = |pending: &Pending| pending.classes.contains(&Class::Incoming(peer)) && asked(&pending.op) == 0;
+        if urgent && self.waiting().any(|(_, pending)| nothing(pending)) {
             return true;
         }
         match direction.fill {
@@ -165,6 +240,23 @@ impl State {
             Fill::Known if self.description(end).small_buffer => !direction.messages.is_empty() || size > SMALL || messages > 1,
             Fill::Known => direction.accounted() + accounted(size / messages.max(1)) * messages as u32 > ROOM,
         }
+    }
+}
+
+/// A look at an urgent byte's surroundings: where it ends depends on what it has seen.
+fn looks(op: &Op) -> bool {
+    match op {
+        Op::Receive { flags, .. } | Op::Recvmsg { flags, .. } | Op::Recvmmsg { flags, .. } => flags.has(libc::MSG_PEEK),
+        _ => false,
+    }
+}
+
+fn looks_at_nothing(op: &Op) -> bool {
+    match op {
+        Op::Receive { size, flags, .. } => size.0 == 0 && flags.has(libc::MSG_PEEK),
+        Op::Recvmsg { parts, flags, .. } => parts.total() == 0 && flags.has(libc::MSG_PEEK),
+        Op::Recvmmsg { size, flags, .. } => size.0 == 0 && flags.has(libc::MSG_PEEK),
+        _ => false,
     }
 }
 

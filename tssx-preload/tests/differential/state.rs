@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::board::Board;
-use crate::facts::{accounted, direction_of, never_waits};
+use crate::facts::{accounted, direction_of, leaves_ring, never_waits};
 use crate::program::{Op, Setup, Step};
 use crate::slots::End;
-use crate::words::{Copying, Handle, Millis, Side, Switch, THREADS, Worker};
+use crate::words::{Copying, Handle, How, Millis, Side, Switch, THREADS, Worker};
 
 /// Ping-pongs after which a connection that can upgrade has done so. An upgrade in the middle gives new room to a full socket.
 const SETTLED: u32 = 20;
@@ -36,6 +36,14 @@ pub(crate) struct Description {
     /// Descriptors that refer to it, on both sides.
     pub holders: u32,
     pub epoll: bool,
+    /// It is in a set that is told of room by edges.
+    pub room_by_edge: bool,
+    /// A message has named it, so that it waits for the other end to answer.
+    pub passed: bool,
+    /// libc has written to it by itself, which is not counted.
+    pub printed: bool,
+    /// Its receiving side was shut down.
+    pub deaf: bool,
 }
 
 /// How full one direction is.
@@ -57,9 +65,19 @@ pub(crate) struct Direction {
     pub fill: Fill,
     /// Urgent bytes were sent: what is received is not all that was sent.
     pub uncounted: bool,
+    /// What surely is in it since it was filled, bytes.
+    pub sure: u64,
+    /// It is back on the kernel's socket: doorbells that the other end takes make room.
+    pub left_ring: bool,
+    /// One of the messages stands for several.
+    pub several: bool,
     sent: u64,
     pub taken: u64,
     pub taken_at_full: u64,
+    /// When a set was last told of the room by an edge, or a send was refused since.
+    taken_at_edge: Option<u64>,
+    /// Whether the other end has looked since then.
+    looked: bool,
 }
 
 impl Direction {
@@ -108,9 +126,24 @@ impl State {
             low_mark: false,
             holders: 1,
             epoll: false,
+            room_by_edge: false,
+            passed: false,
+            printed: false,
+            deaf: false,
         };
-        let direction =
-            Direction { messages: VecDeque::new(), fill: Fill::Known, uncounted: false, sent: 0, taken: 0, taken_at_full: 0 };
+        let direction = Direction {
+            messages: VecDeque::new(),
+            fill: Fill::Known,
+            uncounted: false,
+            sure: 0,
+            left_ring: false,
+            several: false,
+            sent: 0,
+            taken: 0,
+            taken_at_full: 0,
+            taken_at_edge: None,
+            looked: false,
+        };
         let mut places = [[What::Nothing; Handle::ALL.len()]; 2];
         for side in Side::BOTH {
             for (connection, handle) in crate::player::CONNECTIONS.into_iter().enumerate().take(setup.connections) {
@@ -225,13 +258,33 @@ impl State {
 
     /// Notes what the step did. `answer` is `None` while it waits.
     pub(crate) fn apply(&mut self, step: &Step, answer: Option<&str>, board: &Board) {
+        if matches!(step.op, Op::Await { .. } | Op::EpollWait { .. }) || matches!(direction_of(&step.op), Some((_, true))) {
+            let others = step.worker.side.other().index();
+            for direction in self.directions.iter_mut().map(|connection| &mut connection[others]) {
+                direction.looked = true;
+                if direction.fill == Fill::Full && direction.left_ring {
+                    direction.fill = Fill::Unknown;
+                }
+            }
+        }
+        if leaves_ring(&step.op)
+            && let Some((on, _)) = direction_of(&step.op)
+            && let Some(end) = self.end(step.worker.side, on)
+        {
+            self.directions[end.connection][end.side.index()].left_ring = true;
+        }
+        if let Op::PassCredentials { on, .. } = &step.op
+            && let Some(end) = self.end(step.worker.side, *on)
+        {
+            self.directions[end.connection].iter_mut().for_each(|direction| direction.left_ring = true);
+        }
         if answer.is_none() {
             let classes = self.classes(step);
             for class in &classes {
                 if let Class::Room(end) = class
                     && direction_of(&step.op).is_some()
                 {
-                    self.fills(*end);
+                    self.fills(*end, &step.op);
                 }
             }
             self.pending[step.worker.side.index()][step.worker.thread] = Some(Pending { classes, op: step.op.clone() });
@@ -250,10 +303,43 @@ impl State {
         self.count(board);
     }
 
-    fn fills(&mut self, end: End) {
+    fn fills(&mut self, end: End, op: &Op) {
+        /// Least number of messages, however small, that a send buffer of usual size holds.
+        const MESSAGES: u64 = 250;
+        /// Least number of bytes in large ones.
+        const SURE: u64 = 40_000;
         let direction = &mut self.directions[end.connection][end.side.index()];
         direction.fill = Fill::Full;
         direction.taken_at_full = direction.taken;
+        direction.taken_at_edge = None;
+        direction.sure = match op {
+            Op::Fill { size, .. } => SURE.min(u64::from(size.0.max(1)) * MESSAGES),
+            _ => SURE,
+        };
+    }
+
+    /// Sets of this process have told all that there was to tell.
+    fn edges_told(&mut self, side: Side) {
+        for end in End::all().filter(|end| end.side == side) {
+            let direction = &mut self.directions[end.connection][side.index()];
+            direction.taken_at_edge = Some(direction.taken);
+            direction.looked = false;
+        }
+    }
+
+    /// Whether an epoll set at `end` has an edge to tell because the other end has read, or taken doorbells, though there was room all
+    /// the time. The kernel tells of each read; a ring only of room that was missed. epoll(7) promises the latter.
+    pub(crate) fn has_idle_edge(&self, end: End) -> bool {
+        let direction = self.outgoing(end);
+        let stirred = |taken| taken != direction.taken || direction.looked;
+        self.description(end).room_by_edge && direction.taken_at_edge.is_some_and(stirred)
+    }
+
+    /// Whether a call waits for a set that would be told of such a read.
+    pub(crate) fn waits_for_idle_edge(&self, end: End) -> bool {
+        self.description(end).room_by_edge
+            && self.outgoing(end).taken_at_edge.is_some()
+            && self.waiting().any(|(worker, pending)| worker.side == end.side && matches!(pending.op, Op::EpollWait { .. }))
     }
 
     fn note(&mut self, step: &Step, answer: &str, board: &Board) {
@@ -273,11 +359,38 @@ impl State {
                 let what = End::from_code(board.passed.load(Relaxed)).map_or(What::Other, What::Stream);
                 self.fill_place(side, *keep, what);
             }
+            Op::Pass { what, .. } => {
+                if let Some(end) = self.end(side, *what) {
+                    self.description_mut(end).passed = true;
+                }
+                self.note_option(side, &step.op, answer);
+            }
+            Op::Dprintf { on, .. } => {
+                if let Some(end) = self.end(side, *on) {
+                    self.description_mut(end).printed = true;
+                }
+                self.note_option(side, &step.op, answer);
+            }
+            Op::Shutdown { on, how: How::Rd | How::Both } if answer == "0" => {
+                if let Some(end) = self.end(side, *on) {
+                    self.description_mut(end).deaf = true;
+                }
+            }
+            Op::EpollWait { .. } if answer.starts_with(|first: char| first.is_ascii_digit()) => self.edges_told(side),
+            Op::Sendmmsg { on, .. } | Op::Fill { on, .. } => {
+                if let Some(end) = self.end(side, *on) {
+                    self.directions[end.connection][end.side.index()].several = true;
+                }
+                self.note_option(side, &step.op, answer);
+            }
             Op::EpollCreate {} if answer == "made" => self.fill_place(side, Handle::Epoll, What::Other),
             Op::EpollChange { on, events, .. } if answer == "0" => {
                 self.epoll_out[side.index()] |= events.writes();
                 if let Some(end) = self.end(side, *on) {
                     self.description_mut(end).epoll = true;
+                    self.description_mut(end).room_by_edge |= events.writes() && events.by_edge();
+                    let direction = &mut self.directions[end.connection][side.index()];
+                    direction.taken_at_edge = Some(direction.taken);
                     for pending in self.pending[side.index()].iter_mut().flatten() {
                         if matches!(pending.op, Op::EpollWait { .. }) {
                             pending.classes.extend([Class::Incoming(end), Class::Room(end)]);
@@ -300,9 +413,13 @@ impl State {
             && (answer.starts_with("part") || answer.starts_with("EAGAIN"))
             && let Some(end) = self.end(side, on)
         {
-            self.fills(end);
+            self.fills(end, op);
         }
-        let (Op::Nonblock { on, .. } | Op::ReceiveTimeout { on, .. } | Op::SendTimeout { on, .. } | Op::SendBuffer { on, .. }) = op
+        let (Op::Nonblock { on, .. }
+        | Op::ReceiveTimeout { on, .. }
+        | Op::SendTimeout { on, .. }
+        | Op::LowMark { on, .. }
+        | Op::SendBuffer { on, .. }) = op
         else {
             return;
         };
@@ -359,6 +476,7 @@ impl State {
             }
             if taken == sent && !writer {
                 direction.fill = Fill::Known;
+                direction.several = false;
             }
         }
     }

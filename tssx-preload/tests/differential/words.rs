@@ -384,6 +384,10 @@ impl Events {
         self.0 & (libc::EPOLLIN | libc::EPOLLRDNORM | libc::EPOLLRDHUP | libc::EPOLLPRI) as u32 != 0
     }
 
+    pub(crate) fn by_edge(self) -> bool {
+        self.0 & libc::EPOLLET as u32 != 0
+    }
+
     pub(crate) fn writes(self) -> bool {
         self.0 & (libc::EPOLLOUT | libc::EPOLLWRNORM) as u32 != 0
     }

@@ -10,6 +10,7 @@ mod gluing;
 mod interrupts;
 mod many;
 mod moving;
+mod news;
 mod nonblocking;
 mod options;
 mod polling;
@@ -40,6 +41,7 @@ const TOPICS: &[&[Case]] = &[
     interrupts::CASES,
     many::CASES,
     moving::CASES,
+    news::CASES,
     nonblocking::CASES,
     options::CASES,
     polling::CASES,
