@@ -88,7 +88,7 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
     // An end that nobody has announced in the segment is known to the kernel alone: it must be asked again.
     let ends = revents & (libc::POLLHUP | libc::POLLRDHUP | libc::POLLERR) != 0;
     rx.endpoint.asked.store(if ends { 0 } else { clock::ticks() }, Relaxed);
-    let mut ready = revents;
+    let mut ready = without_false_room(fd, rx.slot, segment, revents);
     if rx.slot.rx_mode.load(Relaxed) == MODE_RING {
         if from_rings(rx.slot, segment) & READABLE != 0 {
             ready |= READABLE & events;
@@ -105,6 +105,17 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
         ready |= libc::POLLERR;
     }
     ready
+}
+
+/// The kernel's answer without the room that it has while the ring is full: somebody has made the send buffer large to wake a thread that
+/// is asleep in an epoll set ([`super::control`]). It is made small again.
+pub(crate) fn without_false_room(fd: c_int, slot: &Slot, segment: &Segment, revents: i16) -> i16 {
+    let full = slot.tx_mode.load(Relaxed) == MODE_RING && segment.tx().writer_waiting.load(Relaxed) != 0;
+    if !full || revents & WRITABLE == 0 {
+        return revents;
+    }
+    let _ = sys::setsockopt(fd, libc::SO_SNDBUF, 1);
+    revents & !WRITABLE
 }
 
 /// The ring is empty and the kernel says "readable": doorbells, which are taken, or the end (true)? Bytes that arrived

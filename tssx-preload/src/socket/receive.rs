@@ -15,7 +15,7 @@ use tssx_core::layout::STATE_ENDED;
 use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RECALLED, MODE_RING, Slot};
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
-use tssx_core::{doorbell, switchover};
+use tssx_core::{doorbell, switchover, sys};
 
 use super::abandon::{guarded, test_cancel};
 use super::{alive, ancillary, crossing, empty, ended, establish, fallback, recall, reset};
@@ -230,7 +230,7 @@ pub(crate) fn receive_nothing(fd: c_int, flags: c_int, message: *mut libc::msghd
     let result = receive(fd, &Parts::new(&parts)?, flags, &raw mut named, look);
     // What is there is the kernel's: its own call says what comes with it.
     let in_kernel = || lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) != MODE_RING);
-    if result == Ok(1) && !message.is_null() && in_kernel() {
+    if result == Ok(1) && in_kernel() {
         return errno::from_bytes(plain()).map(|_| 1);
     }
     no_ancillary_data(fd, message, flags, result, None);
@@ -246,7 +246,10 @@ fn nothing_through_kernel(fd: c_int, result: Result<usize>) -> Result<usize> {
     let Some(rx) = lock_stream(fd, Way::Rx) else { return result };
     let Some(segment) = rx.segment else { return result };
     match result {
-        Ok(0) if doorbell::is_at_end(fd) && reset::take_pending(fd, rx.slot, &segment) => Err(Errno(libc::ECONNRESET)),
+        Ok(0) if reset::pending(fd, rx.slot, &segment) => match sys::receive(fd, &mut [0], libc::MSG_PEEK) {
+            Ok(0) => reset::end_of_file(fd, rx.slot, &segment),
+            _ => result, // there is something to read first
+        },
         Err(errno) => reset::failed(rx.slot, &segment, errno),
         ok => ok,
     }
@@ -331,6 +334,7 @@ pub(super) fn counted(rx: Locked, peeks: bool, receive: impl FnOnce() -> Result<
 fn through_kernel(call: &mut Call<'_, '_>, rx: Locked, plain: &impl Fn() -> isize) -> Result<usize> {
     let (fd, pin, endpoint, slot) = (call.fd, rx.pin(), rx.endpoint, rx.slot);
     let mut kept = Errno(0);
+    call.is_satisfied(slot); // what it waits for is decided now
     let mut result = counted(rx, call.peeks(), || {
         let result = errno::from_bytes(plain());
         kept = errno::get();

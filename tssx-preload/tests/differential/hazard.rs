@@ -56,7 +56,11 @@ impl State {
             }
             Op::Ask { on, what } => self.hazard_of_question(side, *on, *what),
             // A call that keeps a closed connection is woken by it, and cannot tell that from a signal.
-            Op::Shutdown { .. } => self.has_ghost(side.other()),
+            // And what is shut down already is an edge once more.
+            Op::Shutdown { on, .. } => {
+                let again = |end: End| self.description(end).epoll && self.description(end).deaf;
+                self.has_ghost(side.other()) || self.end(side, *on).is_some_and(again)
+            }
             // A call that receives several messages looks at the mark for each.
             Op::LowMark { on, .. } => self.end(side, *on).is_some_and(|end| {
                 let several = |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. });
@@ -70,7 +74,7 @@ impl State {
             }
             // A read of the pipe must not wait for ever.
             Op::Nonblock { on, .. } => self.what(side, *on) == What::Other,
-            Op::EpollChange { on, .. } => self.hazard_of_change(side, *on),
+            Op::EpollChange { on, events, .. } => self.hazard_of_change(side, *on) || (events.writes() && unclear(*on)),
             Op::Close { on } | Op::Copy { to: on, .. } => self.end(side, *on).is_some_and(|end| self.hazard_of_close(end)),
             op => match direction_of(op) {
                 Some((handle, true)) => self.end(side, handle).is_some_and(|end| self.hazard_of_receive(end, op)),
@@ -138,6 +142,16 @@ impl State {
         if self.waiting().any(|(worker, pending)| worker.side == end.side && several(pending)) {
             return true;
         }
+        // One that has a part of its bytes polls too: select(2)'s words hold for it.
+        let waits_for_all = |op: &Op| match op {
+            Op::Receive { flags, .. } | Op::Recvmsg { flags, .. } => flags.has(libc::MSG_WAITALL),
+            _ => false,
+        };
+        let parts = |pending: &Pending| waits_for_all(&pending.op) || self.description(end).low_mark;
+        let incoming = |pending: &Pending| pending.classes.contains(&Class::Incoming(end));
+        if self.waiting().any(|(worker, pending)| worker.side == end.side && incoming(pending) && parts(pending)) {
+            return true;
+        }
         // It tells again of an error that came behind the messages, which poll(2) then shows.
         let at_peer = |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. });
         if self.waiting().any(|(worker, pending)| worker.side != end.side && at_peer(pending)) {
@@ -151,7 +165,9 @@ impl State {
     fn hazard_of_change(&self, side: Side, on: Handle) -> bool {
         let Some(end) = self.end(side, on) else { return false };
         let watched = self.waiting().any(|(worker, pending)| worker.side == side && matches!(pending.op, Op::EpollWait { .. }));
-        watched && [Class::Incoming(end), Class::Room(end)].into_iter().any(|class| self.class_pending(class))
+        // Or the kernel's queue is full: then nothing wakes the other for what is in the ring already (CHANGELOG.md, known to differ).
+        let full = self.outgoing(end).fill != Fill::Known;
+        watched && (full || [Class::Incoming(end), Class::Room(end)].into_iter().any(|class| self.class_pending(class)))
     }
 
     fn hazard_of_question(&self, side: Side, on: Handle, what: crate::words::Question) -> bool {
@@ -178,6 +194,10 @@ impl State {
                 && !description.low_mark
                 && !direction.uncounted;
             return !matches!(op, Op::Gather { .. }) || !sure || self.waiting().any(|(_, pending)| may_fail(&pending.op));
+        }
+        // Whether the last piece is less than the mark depends on how much there was.
+        if direction.was_filled && self.description(end).low_mark {
+            return true;
         }
         // The kernel moves a packet into each of the pipe's sixteen places.
         if matches!(op, Op::SpliceIn { .. }) && (direction.messages.len() > 12 || direction.several) {
@@ -228,6 +248,12 @@ impl State {
         // A receive with room for nothing that waits takes the urgent byte away; the library only looks.
         let urgent = matches!(op, Op::Transmit { flags, .. } if flags.has(libc::MSG_OOB));
         let nothing = |pending: &Pending| pending.classes.contains(&Class::Incoming(peer)) && asked(&pending.op) == 0;
+        if urgent && reader && direction.uncounted {
+            return true; // the one before it may have been taken away, or not
+        }
+        if urgent && direction.was_filled {
+            return true; // what is received is not all that was sent, so its content is written down, which depends on the place
+        }
         if urgent && self.waiting().any(|(_, pending)| nothing(pending)) {
             return true;
         }

@@ -67,6 +67,8 @@ pub(crate) struct Direction {
     pub uncounted: bool,
     /// What surely is in it since it was filled, bytes.
     pub sure: u64,
+    /// It was filled: how many bytes came before is not certain.
+    pub was_filled: bool,
     /// It is back on the kernel's socket: doorbells that the other end takes make room.
     pub left_ring: bool,
     /// One of the messages stands for several.
@@ -136,6 +138,7 @@ impl State {
             fill: Fill::Known,
             uncounted: false,
             sure: 0,
+            was_filled: false,
             left_ring: false,
             several: false,
             sent: 0,
@@ -309,13 +312,16 @@ impl State {
         /// Least number of bytes in large ones.
         const SURE: u64 = 40_000;
         let direction = &mut self.directions[end.connection][end.side.index()];
+        let already = direction.fill == Fill::Full;
         direction.fill = Fill::Full;
         direction.taken_at_full = direction.taken;
+        direction.was_filled = true;
         direction.taken_at_edge = None;
-        direction.sure = match op {
+        let sure = match op {
             Op::Fill { size, .. } => SURE.min(u64::from(size.0.max(1)) * MESSAGES),
             _ => SURE,
         };
+        direction.sure = if already { direction.sure.min(sure) } else { sure };
     }
 
     /// Sets of this process have told all that there was to tell.
