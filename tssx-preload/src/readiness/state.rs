@@ -111,7 +111,8 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
 /// is asleep in an epoll set ([`super::control`]). It is made small again.
 pub(crate) fn without_false_room(fd: c_int, slot: &Slot, segment: &Segment, revents: i16) -> i16 {
     let full = slot.tx_mode.load(Relaxed) == MODE_RING && segment.tx().writer_waiting.load(Relaxed) != 0;
-    if !full || revents & WRITABLE == 0 {
+    let gone = revents & (libc::POLLHUP | libc::POLLERR) != 0 || doorbell::reader_gone(segment); // nobody takes the junk, the kernel has
+    if !full || gone || revents & WRITABLE == 0 {
         return revents;
     }
     let _ = sys::setsockopt(fd, libc::SO_SNDBUF, 1);
