@@ -8,7 +8,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use libc::iovec;
-use tssx_core::layout::STATE_ENDED;
+use tssx_core::layout::{CONSENT_ENOUGH, STATE_ENDED};
 use tssx_core::ledger::layout::Slot;
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
@@ -46,6 +46,8 @@ fn look(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
     if call.got > 0 && sys::at_mark(call.fd) {
         return Step::Return(Ok(call.got)); // where the kernel stops
     }
+    // Only where they were asked for after the upgrade, which then is to end.
+    call.credentials = safe > 0 && segment.rx().consent.load(Relaxed) == CONSENT_ENOUGH && ended::has_credentials(call.fd, rx.slot);
     // Nothing that is safe to take: a look tells end of file, an error, or that there is nothing, and takes nothing.
     let received = if safe == 0 { sys::receive(call.fd, &mut [0], libc::MSG_PEEK) } else { receive_now(call, safe) };
     match received {
@@ -104,7 +106,7 @@ pub(super) fn count(call: &mut Call<'_, '_>, rx: &Locked, received: usize) {
 fn took(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, received: usize, safe: usize, left: Option<u64>) -> Step {
     // The kernel ends a receive behind them, and joins no bytes with and without credentials. But a look that is cut short here tells of those behind the ring's end too.
     let cut = call.peeks() && left == Some(received as u64) && segment.rx().state.load(Acquire) == STATE_ENDED;
-    if (call.has_descriptors() || call.told_of().credentials) && !(cut && look_again(call.fd, received + 1) > received) {
+    if (call.has_descriptors() || call.credentials) && !(cut && look_again(call.fd, received + 1) > received) {
         return Step::Return(Ok(call.got));
     }
     if call.peeks() {

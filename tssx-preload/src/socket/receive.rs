@@ -38,6 +38,8 @@ pub(super) struct Call<'a, 'p> {
     pub(super) told: bool,
     /// Descriptors came with the last bytes and found no room: they end a receive all the same.
     pub(super) descriptors: bool,
+    /// The bytes that are taken from the kernel now come with credentials, which those of the ring do not have.
+    pub(super) credentials: bool,
     /// Bytes of a ring are among those that the call has.
     pub(super) from_ring: bool,
     /// A signal or a time-out has ended the wait: the call takes what there is and waits no more.
@@ -76,6 +78,7 @@ impl<'a, 'p> Call<'a, 'p> {
             got: 0,
             told: false,
             descriptors: false,
+            credentials: false,
             from_ring: false,
             interrupted: None,
             pin: None,
@@ -123,15 +126,10 @@ impl<'a, 'p> Call<'a, 'p> {
 
     /// Whether descriptors came with the bytes so far.
     pub(super) fn has_descriptors(&self) -> bool {
-        self.descriptors || self.told_of().rights
-    }
-
-    /// What control messages the program's header holds by now.
-    pub(super) fn told_of(&self) -> ancillary::Found {
         // SAFETY: null, or the header that the program passed to recvmsg(2), which the kernel has filled in.
         let header = unsafe { self.message.as_ref() }.filter(|_| self.told);
         // SAFETY: as above.
-        header.map_or_else(ancillary::Found::default, |header| unsafe { ancillary::find(header) })
+        self.descriptors || header.is_some_and(|header| unsafe { ancillary::find(header) }.rights)
     }
 
     /// What the call returns when nothing more can be had: what it has, else `otherwise`.

@@ -203,7 +203,8 @@ impl State {
         if matches!(op, Op::SpliceIn { .. }) && (direction.messages.len() > 12 || direction.several) {
             return true;
         }
-        if looks(op) && direction.uncounted {
+        // An urgent byte that one receive takes away while another looks: in the kernel too, a look then sleeps on when bytes come.
+        if direction.uncounted && (looks(op) || self.class_pending(Class::Incoming(end))) {
             return true;
         }
         // With room for nothing a look goes on to the next message and what comes with it.

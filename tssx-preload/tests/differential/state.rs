@@ -436,7 +436,13 @@ impl State {
             Op::ReceiveTimeout { time, .. } => description.receive_time = *time,
             Op::SendTimeout { time, .. } => description.send_time = *time,
             Op::LowMark { .. } => description.low_mark = true,
-            _ => description.small_buffer = true,
+            _ => {
+                description.small_buffer = true;
+                let direction = &mut self.directions[end.connection][end.side.index()];
+                if direction.fill == Fill::Full {
+                    direction.fill = Fill::Unknown; // how much more fits depends on the ring's size
+                }
+            }
         }
     }
 

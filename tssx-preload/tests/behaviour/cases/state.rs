@@ -276,6 +276,7 @@ fn small_server(role: &Role) {
     }
     role.note("then it is full soon", sent < 20_000);
     role.note("not writable", sys::poll(fd, libc::POLLOUT, Duration::ZERO));
+    role.meet();
     role.note("close", sys::close(fd));
 }
 
@@ -284,7 +285,7 @@ fn small_client(role: &Role) {
     let mut into = vec![0; 300_000];
     read_exactly(fd, &mut into);
     role.note("all came", into == pattern(2, 0, 300_000));
-    std::thread::sleep(BRIEFLY);
+    role.meet();
     while let Ok(1..) = sys::read(fd, &mut into) {}
 }
 
