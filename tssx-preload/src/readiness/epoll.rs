@@ -134,11 +134,13 @@ fn mark_reported(watch: &mut Watch, ready: u32) {
     }
 }
 
-/// Whether the rings know all that there is to tell of a stream whose bytes are in one: its room, if that is asked for, and no end.
+/// Whether the rings know all that is asked of a stream: its bytes and its room are in them, and no end is announced. If they do not, the
+/// kernel is asked beside them.
 fn rings_suffice(watch: &Watch) -> bool {
     let Some(slot) = watch.endpoint.slot() else { return false };
+    let bytes = watch.events & READABLE == 0 || slot.rx_mode.load(Relaxed) == MODE_RING;
     let room = watch.events & WRITABLE == 0 || slot.tx_mode.load(Relaxed) == MODE_RING;
-    room && watch.endpoint.segment(slot).is_some_and(|segment| edge::ends(slot, &segment) == 0)
+    bytes && room && watch.endpoint.segment(slot).is_some_and(|segment| edge::ends(slot, &segment) == 0)
 }
 
 fn peek(set: &'static EpollSet) -> bool {
@@ -153,6 +155,9 @@ fn collect(set: &'static EpollSet, events: &mut [epoll_event], used: usize) -> u
     let mut count = 0;
     let mut once = None;
     for watch in active.iter_mut() {
+        if !rings_suffice(watch) {
+            set.asked.store(0, Relaxed);
+        }
         let Some(event) = room.get_mut(count).filter(|_| once.is_none()) else { break };
         let ready = ready_events(watch);
         let reported = known.iter().any(|event| { event.u64 } == watch.data);
@@ -160,9 +165,6 @@ fn collect(set: &'static EpollSet, events: &mut [epoll_event], used: usize) -> u
             let ready = ready | room_in_kernel(watch);
             *event = epoll_event { events: ready, u64: watch.data };
             mark_reported(watch, ready);
-            if !rings_suffice(watch) {
-                set.asked.store(0, Relaxed);
-            }
             count += 1;
             if oneshot::is_one(watch) {
                 watch.armed = false;
