@@ -195,9 +195,7 @@ pub(crate) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags
         if let Err(errno) = fallback::before_foreign_write(fd, Reason::AncillaryData, false) {
             return errno::bytes(Err(errno));
         }
-        // SAFETY: as above.
-        let asked = unsafe { parts_of(header) }.ok().map(|parts| parts.total());
-        return errno::bytes(send::send_plainly(fd, asked, plain));
+        return errno::bytes(send::send_plainly(fd, plain));
     }
     // SAFETY: as above.
     let parts = unsafe { parts_of(header) };

@@ -22,7 +22,7 @@ pub(crate) unsafe extern "C" fn sendfile(out_fd: c_int, in_fd: c_int, offset: *m
     if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false) {
         return errno::bytes(Err(errno));
     }
-    errno::bytes(send::send_plainly(out_fd, None, plain))
+    errno::bytes(send::send_plainly(out_fd, plain))
 }
 
 /// sendfile(2) as programs with 64-bit file offsets call it.
@@ -48,7 +48,7 @@ pub(crate) unsafe extern "C" fn splice(
         if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false) {
             return errno::bytes(Err(errno));
         }
-        return errno::bytes(send::send_plainly(out_fd, None, plain));
+        return errno::bytes(send::send_plainly(out_fd, plain));
     }
     if fd_table::stream(in_fd).is_none() || !in_offset.is_null() || !out_offset.is_null() || count == 0 {
         return plain(); // an offset for a socket or a pipe is ESPIPE

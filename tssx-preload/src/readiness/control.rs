@@ -81,7 +81,6 @@ fn record(fd: c_int, endpoint: &'static Endpoint, event: epoll_event) -> Watch {
         told: 0,
         reported: NOTHING_REPORTED,
         ends: 0,
-        room_in_ring: false,
         refusals: NOTHING_REPORTED,
         bells: 0,
     }
@@ -133,9 +132,7 @@ fn wake_sleepers(set: &'static EpollSet, epoll: c_int, fd: c_int) {
     let mut open = set.open();
     let index = open.find(fd);
     let Some(watch) = index.and_then(|index| open.all().get_mut(index)) else { return };
-    // What the kernel sees has woken it already.
-    let asked = epoll::low_bits(watch.events);
-    if epoll::ready_events(watch) == 0 || sys::poll_now(fd, asked).is_ok_and(|seen| seen != 0) {
+    if epoll::ready_events(watch) == 0 {
         return;
     }
     watch.nudged = true;
@@ -145,12 +142,13 @@ fn wake_sleepers(set: &'static EpollSet, epoll: c_int, fd: c_int) {
     oneshot::nudge(epoll, &watch);
 }
 
-/// Makes the kernel call a stream writable, though doorbells and junk of ours lie in the small send buffer. If the ring is full, whoever
-/// sees that makes it small again, else the next that finds the ring full.
+/// Makes the kernel call a stream writable whose ring has room, though doorbells of ours lie in the small send buffer. The next that finds
+/// the ring full makes it small again.
 fn widen(fd: c_int) {
     if let Some(tx) = lock_stream(fd, Way::Tx)
-        && tx.segment.is_some()
+        && let Some(segment) = tx.segment
         && tx.slot.tx_mode.load(Relaxed) == MODE_RING
+        && segment.tx().writer_waiting.load(Relaxed) == 0
         && sys::poll_now(fd, libc::POLLOUT) == Ok(0)
     {
         let _ = sys::setsockopt(fd, libc::SO_SNDBUF, (tx.slot.sndbuf.load(Relaxed) / 2).cast_signed());

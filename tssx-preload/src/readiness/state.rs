@@ -3,7 +3,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use tssx_core::layout::{STATE_ENDED, STATE_KERNEL, STATE_RING};
+use tssx_core::layout::{STATE_ENDED, STATE_KERNEL};
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
@@ -29,18 +29,11 @@ pub(crate) fn concerns_us(slot: &Slot, segment: &Segment) -> bool {
 /// What the rings alone say, without asking the kernel: a subset of what is true. The segment must be kept mapped by the caller.
 pub(crate) fn from_rings(slot: &Slot, segment: &Segment) -> i16 {
     let mut ready = 0;
-    let direction = segment.rx();
-    let in_ring = || direction.tail.load(Acquire) != direction.head.load(Relaxed);
-    let readable = match slot.rx_mode.load(Relaxed) {
-        MODE_RING => in_ring(),
-        // The peer has moved, and nobody has looked since: what it sent before is in the kernel's queue.
-        MODE_KERNEL if direction.state.load(Acquire) == STATE_RING => {
-            direction.switch_at.load(Relaxed) != slot.kernel_rx_bytes.load(Relaxed) || in_ring()
+    if slot.rx_mode.load(Relaxed) == MODE_RING {
+        let direction = segment.rx();
+        if direction.tail.load(Acquire) != direction.head.load(Relaxed) {
+            ready |= READABLE;
         }
-        _ => false,
-    };
-    if readable {
-        ready |= READABLE;
     }
     if slot.tx_mode.load(Relaxed) == MODE_RING && segment.tx().writer_waiting.load(Relaxed) == 0 {
         let limit = u64::from(slot.tx_limit.load(Relaxed));
@@ -88,17 +81,14 @@ fn switch_if_due(fd: c_int, rx: &Locked, segment: &Segment) {
 /// What the kernel's answer `revents` for the stream means, now that its rings are known. Under the receiving lock, because
 /// doorbells are taken where the ring is empty.
 pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, revents: i16) -> i16 {
-    let mut revents = revents;
     if recall::is_due(rx.slot, segment) {
         recall::answer(fd);
-        // Its send buffer is the program's again.
-        revents |= sys::poll_now(fd, events & WRITABLE).unwrap_or(0) & WRITABLE & events;
     }
     switch_if_due(fd, rx, segment);
     // An end that nobody has announced in the segment is known to the kernel alone: it must be asked again.
     let ends = revents & (libc::POLLHUP | libc::POLLRDHUP | libc::POLLERR) != 0;
     rx.endpoint.asked.store(if ends { 0 } else { clock::ticks() }, Relaxed);
-    let mut ready = without_false_room(fd, rx.slot, segment, revents);
+    let mut ready = revents;
     if rx.slot.rx_mode.load(Relaxed) == MODE_RING {
         if from_rings(rx.slot, segment) & READABLE != 0 {
             ready |= READABLE & events;
@@ -115,22 +105,6 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
         ready |= libc::POLLERR;
     }
     ready
-}
-
-/// The kernel's answer without the room that it has while the ring is full: the junk was taken by a reader that came too late, or somebody
-/// has made the send buffer large to wake a thread that is asleep in an epoll set ([`super::control`]). The room is filled again.
-pub(crate) fn without_false_room(fd: c_int, slot: &Slot, segment: &Segment, revents: i16) -> i16 {
-    let gone = || revents & (libc::POLLHUP | libc::POLLERR) != 0 || doorbell::reader_gone(segment); // nobody takes the junk, the kernel has
-    if revents & WRITABLE == 0 || slot.tx_mode.load(Relaxed) != MODE_RING || gone() {
-        return revents;
-    }
-    let limit = u64::from(slot.tx_limit.load(Relaxed));
-    let full = || Producer::open(segment).is_ok_and(|producer| producer.room(limit) == 0);
-    if segment.tx().writer_waiting.load(Relaxed) == 0 && !full() {
-        return revents;
-    }
-    let Some(tx) = lock_stream(fd, Way::Tx).filter(|tx| tx.slot.tx_mode.load(Relaxed) == MODE_RING) else { return revents };
-    if doorbell::hold_unwritable(fd, tx.slot, segment).is_ok() && full() { revents & !WRITABLE } else { revents }
 }
 
 /// The ring is empty and the kernel says "readable": doorbells, which are taken, or the end (true)? Bytes that arrived

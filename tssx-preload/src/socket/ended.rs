@@ -63,7 +63,7 @@ pub(super) fn follow(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment) ->
 
 /// Whether the next message in the kernel's queue comes with its sender's credentials. The kernel does not join it with bytes that have
 /// none.
-pub(super) fn has_credentials(fd: i32, slot: &Slot) -> bool {
+fn has_credentials(fd: i32, slot: &Slot) -> bool {
     if sys::getsockopt::<i32>(fd, libc::SO_PASSCRED).is_ok_and(|asked| asked == 0) {
         return false;
     }

@@ -110,7 +110,7 @@ pub(crate) fn send(own: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn()
             call.pin = None; // the kernel keeps what its own call waits on
             let sent = call.sent;
             let rest = || if sent == 0 && fd == own { plain() } else { send_rest(fd, parts, sent, flags) };
-            match through_kernel(fd, tx, in_ring.is_some(), Some(parts.total() - sent), &rest) {
+            match through_kernel(fd, tx, in_ring.is_some(), parts.total() - sent, &rest) {
                 None => continue,
                 Some(result) if sent == 0 => return result,
                 Some(result) => return Ok(sent + result.unwrap_or(0)),
@@ -203,8 +203,8 @@ fn may_switch(fd: c_int, tx: &Locked, segment: &Segment) -> bool {
 
 /// The program's own call on the kernel socket, counted. `None`, and no call, if a signal handler of this thread has moved the
 /// direction into the ring since the caller looked; `in_ring` says that it was there and the call is for the kernel all the same.
-/// `asked` is how many bytes the program wants to send, if that is known.
-fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: Option<usize>, plain: &impl Fn() -> isize) -> Option<Result<usize>> {
+/// `asked` is how many bytes the program wants to send.
+fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: usize, plain: &impl Fn() -> isize) -> Option<Result<usize>> {
     let endpoint = tx.endpoint;
     switchover::kernel_send_begins(tx.slot, tx.segment.as_ref());
     if !in_ring && tx.slot.tx_mode.load(Relaxed) == MODE_RING {
@@ -225,11 +225,10 @@ fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: Option<usize>, pl
     let result = guarded(&undo, || errno::from_bytes(plain()));
     let kept = errno::get();
     let fd = endpoint.descriptor(fd); // the program's may have been closed meanwhile
-    let partly = result.is_ok_and(|sent| asked.is_some_and(|asked| sent < asked));
     if let Some(segment) = endpoint.segment(slot) {
-        told_by_kernel(fd, slot, &segment, result, partly);
+        told_by_kernel(fd, slot, &segment, result, asked);
     }
-    if partly || result == Err(Errno::AGAIN) {
+    if result.as_ref().map_or(true, |sent| *sent < asked) {
         endpoint.refusals.fetch_add(1, Relaxed);
     }
     end(result.ok().filter(|sent| *sent > 0).map(|sent| sent as u64));
@@ -241,9 +240,9 @@ fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: Option<usize>, pl
 
 /// The kernel has told of a reset, also by a call that ends early; or it knows of none, because what the peer has left is in a ring. Then
 /// the same call tells of it.
-fn told_by_kernel(fd: c_int, slot: &Slot, segment: &Segment, result: Result<usize>, partly: bool) {
+fn told_by_kernel(fd: c_int, slot: &Slot, segment: &Segment, result: Result<usize>, asked: usize) {
     match result {
-        Ok(sent) if sent > 0 && partly => drop(reset::take_pending(fd, slot, segment)),
+        Ok(sent) if sent > 0 && sent < asked => drop(reset::take_pending(fd, slot, segment)),
         Err(errno) => drop(reset::failed(slot, segment, errno)),
         Ok(_) => {}
     }
@@ -361,10 +360,9 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
 }
 
 /// Sends by the program's own call on a stream whose sending direction is on the kernel socket, and counts it.
-/// `asked`: how many bytes the program wants to send, if that is known.
-pub(crate) fn send_plainly(fd: c_int, asked: Option<usize>, plain: impl Fn() -> isize) -> Result<usize> {
+pub(crate) fn send_plainly(fd: c_int, plain: impl Fn() -> isize) -> Result<usize> {
     match lock_stream(fd, Way::Tx) {
-        Some(tx) => through_kernel(fd, tx, true, asked, &plain).unwrap_or(Err(Errno::AGAIN)),
+        Some(tx) => through_kernel(fd, tx, true, usize::MAX, &plain).unwrap_or(Err(Errno::AGAIN)),
         None => errno::from_bytes(plain()),
     }
 }
