@@ -7,6 +7,7 @@
 //! seen, and the connector's tries thin out by a smaller factor, so that whatever the ratio of the two ends' operation
 //! counts, tries fall into every window.
 
+use core::cell::Cell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -29,7 +30,7 @@ const TRIES_BEFORE_REASON: u32 = 4;
 /// The part of the schedule that one process keeps for one connection. All zero is the start.
 #[derive(Debug, Default)]
 pub struct Schedule {
-    /// 1 while a thread makes a step; others pass by.
+    /// 1 while a thread makes a step, and for good once a step has decided: others pass by.
     busy: AtomicU32,
     /// Mailbox descriptor plus one; 0 = none.
     mailbox: AtomicU32,
@@ -54,6 +55,36 @@ pub enum Step {
     GiveUp(Reason, Option<i32>),
 }
 
+/// One thread's turn, until what its step asks for is done. After a step that decides there is no other turn: a thread that saw the
+/// connection without a segment a moment ago would make a second offer, and the peer may hold another segment then.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    schedule: &'a Schedule,
+    decided: Cell<bool>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.schedule.busy.store(u32::from(self.decided.get()), Release);
+    }
+}
+
+impl Turn<'_> {
+    /// Makes the step that is due for the socket `fd`.
+    pub fn step(&self, fd: i32, slot: &Slot, threshold: u64) -> Step {
+        let step = if slot.holders.load(Relaxed) != 1 {
+            // A process that shares the connection would have no mapping of the segment.
+            Step::Nothing
+        } else if slot.role.load(Relaxed) == ROLE_CONNECTOR {
+            self.schedule.connector_step(fd, slot, threshold)
+        } else {
+            self.schedule.acceptor_step(fd, slot)
+        };
+        self.decided.set(matches!(step, Step::Joined(..) | Step::GiveUp(..)));
+        step
+    }
+}
+
 impl Schedule {
     /// Starts over for a new connection.
     pub fn reset(&self) {
@@ -72,21 +103,10 @@ impl Schedule {
         operations + early >= threshold && (operations >= self.next.load(Relaxed) || self.mailbox.load(Relaxed) != 0)
     }
 
-    /// Makes the step that is due for the socket `fd`. One thread at a time; a second caller gets [`Step::Nothing`].
-    pub fn step(&self, fd: i32, slot: &Slot, threshold: u64) -> Step {
-        if self.busy.swap(1, Acquire) == 1 {
-            return Step::Nothing;
-        }
-        let step = if slot.holders.load(Relaxed) != 1 {
-            // A process that shares the connection would have no mapping of the segment.
-            Step::Nothing
-        } else if slot.role.load(Relaxed) == ROLE_CONNECTOR {
-            self.connector_step(fd, slot, threshold)
-        } else {
-            self.acceptor_step(fd, slot)
-        };
-        self.busy.store(0, Release);
-        step
+    /// The turn to make a step; `None` while another thread has it, or where the connection is decided.
+    #[must_use]
+    pub fn turn(&self) -> Option<Turn<'_>> {
+        (self.busy.swap(1, Acquire) == 0).then(|| Turn { schedule: self, decided: Cell::new(false) })
     }
 
     /// Gives the mailbox up for now: tries again at one of the next operations.
@@ -214,5 +234,50 @@ fn peer(own: u64, slot: &Slot) -> Peer {
             peer
         }
         inode => Peer::Inode(inode),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::ledger::layout::ROLE_ACCEPTOR;
+
+    fn slot(role: u32) -> Slot {
+        let slot = Slot::default();
+        slot.role.store(role, Relaxed);
+        slot.holders.store(1, Relaxed);
+        slot
+    }
+
+    #[test]
+    fn a_connector_makes_one_offer_however_many_threads_look() {
+        let (connector, acceptor) = UnixStream::pair().expect("pair");
+        let (ours, theirs) = (Schedule::default(), Schedule::default());
+        let (own, peer) = (slot(ROLE_CONNECTOR), slot(ROLE_ACCEPTOR));
+        let opened = theirs.turn().expect("the first").step(acceptor.as_raw_fd(), &peer, 0);
+        let Step::Opened(mailbox) = opened else { panic!("no mailbox: {opened:?}") };
+        let turn = ours.turn().expect("the first");
+        assert!(ours.turn().is_none(), "one thread at a time");
+        let Step::Joined(segment, None) = turn.step(connector.as_raw_fd(), &own, 0) else { panic!("not joined") };
+        drop(turn);
+        // The mailbox is open still: a second offer would be taken for the first.
+        assert!(ours.turn().is_none(), "it is decided");
+        ours.reset();
+        assert!(ours.turn().is_some(), "another connection");
+        sys::close(mailbox);
+        Segment::discard(segment);
+    }
+
+    #[test]
+    fn a_step_that_decides_nothing_leaves_the_turn_to_others() {
+        let (connector, _acceptor) = UnixStream::pair().expect("pair");
+        let (schedule, slot) = (Schedule::default(), slot(ROLE_CONNECTOR));
+        for _ in 0..3 {
+            let turn = schedule.turn().expect("free again");
+            assert!(matches!(turn.step(connector.as_raw_fd(), &slot, 0), Step::Nothing));
+        }
     }
 }

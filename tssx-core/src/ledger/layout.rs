@@ -107,7 +107,7 @@ pub const MODE_RECALLED: u32 = 3;
 ///
 /// "Operations" are calls of the program that moved at least one byte. "tx" is towards the peer, "rx" from it.
 #[repr(C)]
-#[cfg_attr(loom, derive(Default))]
+#[cfg_attr(any(loom, test), derive(Default))]
 pub struct Slot {
     /// Raised by one at each claim; a snapshot is valid if it reads the same before and after.
     pub generation: AtomicU32,

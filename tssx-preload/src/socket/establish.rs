@@ -136,7 +136,8 @@ fn step(fd: c_int, endpoint: &'static Endpoint) {
     let Some(slot) = endpoint.slot() else { return };
     // A fork between "only holder" and "mapped" would leave a child without the mapping.
     let Some(_gate) = process::try_enter_gate() else { return };
-    match endpoint.schedule.step(fd, slot, init::threshold()) {
+    let Some(turn) = endpoint.schedule.turn() else { return };
+    match turn.step(fd, slot, init::threshold()) {
         Step::Nothing => {}
         Step::Opened(mailbox) => {
             let previous = fd_table::set(mailbox, Some(Entry::Mailbox(endpoint))).ok().flatten();
@@ -190,6 +191,8 @@ fn join(fd: c_int, endpoint: &'static Endpoint, segment: Segment) {
     let own = segment.own_side();
     own.pid.store(process::pid(), Relaxed);
     own.holders.store(1, Relaxed);
+    // Given up by another thread while the segment was on its way (`give_up`, which takes the sending lock too).
+    own.refused.store(u32::from(tx.slot.state.load(Relaxed) != SLOT_SELECTED), Relaxed);
     own.joined.store(1, Release);
 }
 
