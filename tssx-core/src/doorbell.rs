@@ -211,8 +211,7 @@ fn take_some(fd: i32, slot: &Slot, segment: &Segment, limit: u64) -> u64 {
     let direction = segment.rx();
     let mut most = queued.min(limit).min(scratch.len() as u64);
     if direction.state.load(Acquire) == STATE_ENDED {
-        let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
-        most = most.min(direction.resume_at.load(Relaxed).saturating_sub(carried));
+        most = most.min(before_resume(slot, segment));
     }
     let room = scratch.get_mut(..usize::try_from(most).unwrap_or(0)).unwrap_or_default();
     if room.is_empty() {
@@ -223,6 +222,14 @@ fn take_some(fd: i32, slot: &Slot, segment: &Segment, limit: u64) -> u64 {
     slot.doorbell_rx_bytes.fetch_add(count, Relaxed);
     slot.doorbell_rx_calls.fetch_add(u64::from(count > 0), Relaxed);
     count
+}
+
+/// Consumer, once the ring has ended: bytes in the kernel's queue before what the program sent behind the end. Doorbells, and before the
+/// switch is reached what was sent before that.
+#[must_use]
+pub fn before_resume(slot: &Slot, segment: &Segment) -> u64 {
+    let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
+    segment.rx().resume_at.load(Relaxed).saturating_sub(carried)
 }
 
 /// Whether doorbell bytes may wait in the kernel's queue: the producer says it sent more than we took.

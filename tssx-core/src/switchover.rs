@@ -274,13 +274,11 @@ pub fn try_resume(fd: i32, slot: &Slot, segment: &Segment) -> bool {
 /// # Errors
 /// As SIOCINQ, unix(7).
 pub fn behind_end(fd: i32, slot: &Slot, segment: &Segment) -> Result<u64, Errno> {
-    let direction = segment.rx();
-    if direction.state.load(Acquire) != STATE_ENDED {
+    if segment.rx().state.load(Acquire) != STATE_ENDED {
         return Ok(0);
     }
-    let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
-    let doorbells = direction.resume_at.load(Relaxed).saturating_sub(carried);
-    kernel::queued_bytes(fd).map(|queued| queued.saturating_sub(doorbells))
+    let before = doorbell::before_resume(slot, segment);
+    kernel::queued_bytes(fd).map(|queued| queued.saturating_sub(before))
 }
 
 /// Whether there are any.

@@ -13,7 +13,7 @@ use tssx_core::ledger::layout::Slot;
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
 use tssx_core::switchover::{self, Arrival};
-use tssx_core::sys;
+use tssx_core::{doorbell, sys};
 
 use super::abandon::guarded;
 use super::receive::{Call, Step, holds_bytes};
@@ -111,8 +111,7 @@ fn took(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, received: usize
         // A look that saw all up to the switch goes on in the ring, as far as it is there.
         if call.has_room() && left == Some(received as u64) {
             let seen = peek_into_ring(call, segment);
-            call.got += seen;
-            if Consumer::open(segment).is_ok_and(|ring| ring.available() == seen as u64) {
+            if seen.is_some_and(|seen| call.has_room() && ended::is_reached(segment, seen)) {
                 call.got += peek_behind_ring(call, rx.slot, segment);
             }
         }
@@ -138,24 +137,24 @@ pub(super) fn first_parts(call: &Call<'_, '_>, received: usize, most: usize) -> 
     })
 }
 
-fn peek_into_ring(call: &Call<'_, '_>, segment: &Segment) -> usize {
-    let Ok(mut consumer) = Consumer::open(segment) else { return 0 };
+/// Looks at what the ring holds; up to which position of it.
+fn peek_into_ring(call: &mut Call<'_, '_>, segment: &Segment) -> Option<u64> {
+    let mut consumer = Consumer::open(segment).ok()?;
     let wanted = (call.parts.total() - call.got).min(usize::try_from(consumer.available()).unwrap_or(0));
     let good = call.parts.accessible(call.got, wanted, Access::Write);
     // SAFETY: `walk` passes addresses of the caller's memory, as far as it was found to be writable.
-    call.parts.walk(call.got, good, |to, length| unsafe { consumer.copy_out(to, length) })
+    call.got += call.parts.walk(call.got, good, |to, length| unsafe { consumer.copy_out(to, length) });
+    Some(consumer.position())
 }
 
-/// A look that has seen all that came before the switch and all of the ring, if that has ended there: what the kernel has behind its end.
+/// A look that has seen all that came before the switch and the ring to its end: what the kernel has behind that.
 /// The bytes from before the switch and the doorbells lie in front of it in the queue, and are looked at again to come there; where they
 /// are too many, the look ends with the ring.
 fn peek_behind_ring(call: &Call<'_, '_>, slot: &Slot, segment: &Segment) -> usize {
     const SKIP: usize = 4096;
     let mut scratch = [0_u8; SKIP];
-    let direction = segment.rx();
-    let carried = slot.kernel_rx_bytes.load(Relaxed).wrapping_add(slot.doorbell_rx_bytes.load(Relaxed));
-    let skip = usize::try_from(direction.resume_at.load(Relaxed).saturating_sub(carried)).unwrap_or(usize::MAX);
-    if !call.has_room() || !ended::is_reached(call, segment) || skip > SKIP * PARTS / 2 {
+    let skip = usize::try_from(doorbell::before_resume(slot, segment)).unwrap_or(usize::MAX);
+    if skip > SKIP * PARTS / 2 {
         return 0;
     }
     let mut parts = NO_PARTS;
@@ -165,9 +164,7 @@ fn peek_behind_ring(call: &Call<'_, '_>, slot: &Slot, segment: &Segment) -> usiz
         count += 1;
     }
     let count = fill(call, usize::MAX, &mut parts, count);
-    // SAFETY: all zero is a valid `msghdr`.
-    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
-    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), count);
+    let mut message = message_of(&mut parts, count);
     // SAFETY: a live local, and the caller's memory, which recv(2) requires to be writable.
     unsafe { sys::recvmsg(call.fd, &mut message, libc::MSG_PEEK) }.unwrap_or(0).saturating_sub(skip)
 }
@@ -187,25 +184,20 @@ fn fill(call: &Call<'_, '_>, limit: usize, parts: &mut [iovec; PARTS], mut count
     count
 }
 
-/// recvmsg(2) with MSG_DONTWAIT into the caller's memory from where the call stands, at most `limit` bytes.
-pub(super) fn receive_now(call: &mut Call<'_, '_>, limit: usize) -> Result<usize, Errno> {
-    let flags = call.flags & (libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC);
-    with_rest(call, limit, |fd, message| {
-        // SAFETY: `with_rest` points the message to the caller's memory, which recv(2) requires to be writable.
-        unsafe { sys::recvmsg(fd, message, flags) }
-    })
-}
-
-fn with_rest(
-    call: &mut Call<'_, '_>,
-    limit: usize,
-    receive: impl FnOnce(i32, &mut libc::msghdr) -> Result<usize, Errno>,
-) -> Result<usize, Errno> {
-    let mut parts = NO_PARTS;
-    let count = fill(call, limit, &mut parts, 0);
+/// A message that is received into the first `count` parts, with nothing beside it.
+fn message_of(parts: &mut [iovec; PARTS], count: usize) -> libc::msghdr {
     // SAFETY: all zero is a valid `msghdr`.
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), count);
+    message
+}
+
+/// recvmsg(2) with MSG_DONTWAIT into the caller's memory from where the call stands, at most `limit` bytes.
+pub(super) fn receive_now(call: &mut Call<'_, '_>, limit: usize) -> Result<usize, Errno> {
+    let flags = call.flags & (libc::MSG_PEEK | libc::MSG_CMSG_CLOEXEC);
+    let mut parts = NO_PARTS;
+    let count = fill(call, limit, &mut parts, 0);
+    let mut message = message_of(&mut parts, count);
     // SAFETY: null, or the header that the program passed to recvmsg(2), which writes it.
     let header = unsafe { call.message.as_mut() };
     if let Some(header) = &header {
@@ -213,7 +205,8 @@ fn with_rest(
         (message.msg_name, message.msg_control) = (header.msg_name, header.msg_control);
         (message.msg_namelen, message.msg_controllen) = call.room;
     }
-    let result = receive(call.fd, &mut message);
+    // SAFETY: the parts are the caller's memory, which recv(2) requires to be writable; so are name and control.
+    let result = unsafe { sys::recvmsg(call.fd, &mut message, flags) };
     // A look whose room is used up still learns what comes with the next message, if there is one: the kernel has it so.
     let next = call.peeks() && call.got == call.parts.total() && sys::queued_bytes(call.fd).unwrap_or(0) > 0;
     let told = |received: &usize| *received > 0 || next;

@@ -13,12 +13,11 @@ use super::{ancillary, crossing, fallback, reset};
 use crate::endpoint::Locked;
 use crate::errno::{Errno, Result};
 
-/// Whether the call has come to the ring's end.
-pub(super) fn is_reached(call: &Call<'_, '_>, segment: &Segment) -> bool {
+/// Whether the ring ends at the position up to which a call has seen it. Not at its tail of now: the producer may have written more, and
+/// ended the ring, since the call looked.
+pub(super) fn is_reached(segment: &Segment, seen: u64) -> bool {
     let direction = segment.rx();
-    // The end lies at the tail; a look leaves the head behind.
-    let at = if call.peeks() { direction.tail.load(Acquire) } else { direction.head.load(Relaxed) };
-    direction.state.load(Acquire) == STATE_ENDED && direction.end_at.load(Relaxed) == at
+    direction.state.load(Acquire) == STATE_ENDED && direction.end_at.load(Relaxed) == seen
 }
 
 /// Takes what the kernel has behind the end, without waiting.

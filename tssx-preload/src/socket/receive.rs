@@ -368,12 +368,12 @@ fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
         return call.finish(Err(Errno(libc::ECONNRESET)));
     };
     if consumer.available() > 0 {
-        let emptied = match take(call, &rx, segment, consumer) {
+        let (emptied, seen) = match take(call, &rx, segment, consumer) {
             Taken::Disturbed => return Step::Again,
             Taken::Fault => return call.finish(Err(Errno(libc::EFAULT))),
-            Taken::Some { emptied } => emptied,
+            Taken::Some { emptied, seen } => (emptied, seen),
         };
-        if (call.has_room() || call.peeks()) && ended::is_reached(call, segment) {
+        if (call.has_room() || call.peeks()) && ended::is_reached(segment, seen) {
             return ended::follow(call, &rx, segment);
         }
         // Bytes that came before the doorbells were taken rang none of their own: a program that waits for the next edge after
@@ -396,8 +396,8 @@ enum Taken {
     Disturbed,
     /// The program's memory cannot be written; the bytes stay.
     Fault,
-    /// Bytes were copied; if the ring was emptied, the doorbells behind it were taken too.
-    Some { emptied: bool },
+    /// Bytes were copied, up to the position `seen`; if the ring was emptied, the doorbells behind it were taken too.
+    Some { emptied: bool, seen: u64 },
 }
 
 /// Copies out and frees the space.
@@ -414,17 +414,18 @@ fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: C
     }
     // SAFETY: `walk` passes addresses of the caller's memory, which was found to be writable.
     let count = call.parts.walk(call.got, wanted, |to, length| unsafe { consumer.copy_out(to, length) });
+    let seen = consumer.position();
     call.from_ring = true;
     if call.peeks() {
         call.got += count;
-        return Taken::Some { emptied: false };
+        return Taken::Some { emptied: false, seen };
     }
     let Some((before, after)) = consumer.publish() else { return Taken::Disturbed };
     let released = doorbell::should_release(segment, before, after) && release(call.fd, rx, segment);
     rx.slot.ring_rx_bytes.fetch_add(count as u64, Relaxed);
     rx.slot.ring_rx_calls.fetch_add(u64::from(call.got == 0), Relaxed);
     call.got += count;
-    Taken::Some { emptied: released && after == 0 }
+    Taken::Some { emptied: released && after == 0, seen }
 }
 
 /// The producer waits for room that there is now: takes its junk out, if no doorbell that somebody needs is among it. Otherwise
