@@ -192,7 +192,7 @@ pub(crate) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags
     }
     if header.msg_controllen > 0 {
         // A ring carries no descriptors and no credentials: from here on the kernel does.
-        if let Err(errno) = fallback::before_foreign_write(fd, Reason::AncillaryData, false) {
+        if let Err(errno) = fallback::before_foreign_write(fd, Reason::AncillaryData, false, flags & libc::MSG_DONTWAIT == 0) {
             return errno::bytes(Err(errno));
         }
         return errno::bytes(send::send_plainly(fd, plain));

@@ -184,22 +184,28 @@ const VDPRINTF_CHK: usize = 3;
 
 /// What the stubs call: makes the kernel socket the one that carries what `fd` sends, and says where to go on.
 extern "C" fn before_print(fd: c_int, which: usize) -> *mut c_void {
-    if fd_table::stream(fd).is_some() {
-        // While another thread sleeps in a send on the same stream this waits for it, or gives up if the stream must not
-        // block; libc then writes behind what is in the ring.
-        let _ = fallback::before_foreign_write(fd, Reason::Stdio, true);
-    }
-    next::print_function(which)
+    if may_write_inside(fd) { next::print_function(which) } else { print_nothing as *mut c_void }
+}
+
+/// In the printing function's place where it cannot write: errno says why.
+extern "C" fn print_nothing() -> c_int {
+    -1
+}
+
+/// Before libc writes to `fd` by itself. False, with errno set, if it must not, because the kernel's socket would have to wait first for what
+/// was taken back from the ring, or for another thread's send.
+fn may_write_inside(fd: c_int) -> bool {
+    let ready = || errno::int(fallback::before_foreign_write(fd, Reason::Stdio, true, true).map(|()| 0)) == 0;
+    fd_table::stream(fd).is_none() || ready()
 }
 
 /// backtrace_symbols_fd(3), which writes from inside libc too.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn backtrace_symbols_fd(buffer: *const *mut c_void, count: c_int, fd: c_int) {
-    if fd_table::stream(fd).is_some() {
-        let _ = fallback::before_foreign_write(fd, Reason::Stdio, true);
+    if may_write_inside(fd) {
+        // SAFETY: the caller keeps backtrace_symbols_fd(3)'s contract.
+        unsafe { next::backtrace_symbols_fd(buffer, count, fd) };
     }
-    // SAFETY: the caller keeps backtrace_symbols_fd(3)'s contract.
-    unsafe { next::backtrace_symbols_fd(buffer, count, fd) };
 }
 
 /// backtrace_symbols_fd(3) under its internal name.

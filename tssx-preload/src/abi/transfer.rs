@@ -19,7 +19,7 @@ pub(crate) unsafe extern "C" fn sendfile(out_fd: c_int, in_fd: c_int, offset: *m
     if fd_table::stream(out_fd).is_none() {
         return plain();
     }
-    if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false) {
+    if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false, true) {
         return errno::bytes(Err(errno));
     }
     errno::bytes(send::send_plainly(out_fd, plain))
@@ -45,7 +45,8 @@ pub(crate) unsafe extern "C" fn splice(
     // SAFETY: the caller keeps splice(2)'s contract.
     let plain = || unsafe { next::splice(in_fd, in_offset, out_fd, out_offset, count, flags) };
     if fd_table::stream(out_fd).is_some() {
-        if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false) {
+        let waits = flags & libc::SPLICE_F_NONBLOCK == 0;
+        if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false, waits) {
             return errno::bytes(Err(errno));
         }
         return errno::bytes(send::send_plainly(out_fd, plain));

@@ -7,8 +7,7 @@ use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::reason::Reason;
 use tssx_core::{doorbell, switchover};
 
-use super::abandon::guarded;
-use super::{establish, reset, wait};
+use super::{establish, recall, reset, send};
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{Errno, Result};
 use crate::process::log::{self, Event};
@@ -28,9 +27,9 @@ pub(crate) fn reason_for_send(flags: c_int) -> Reason {
 /// peer reads the ring up to here first.
 ///
 /// # Errors
-/// What a send that must wait gives (EAGAIN, EINTR …) while another thread is asleep in a send on the same socket: its
-/// byte must be counted before the ring may end.
-pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason) -> Result<()> {
+/// What a send that must wait gives (EINTR …, EAGAIN if it does not wait) while another thread is asleep in a send on the same socket:
+/// its byte must be counted before the ring may end.
+pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason, waits: bool) -> Result<()> {
     let Some(segment) = tx.segment else { return Ok(()) };
     if reset::pending(fd, tx.slot, &segment) {
         reset::owe(tx.slot, Errno(libc::ECONNRESET)); // what the ring knows is not asked any more
@@ -40,20 +39,12 @@ pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason) -> Result<()> {
         log::say(fd, tx.slot, Event::RingEnded(reason));
         return Ok(());
     }
-    let (slot, endpoint) = (tx.slot, tx.endpoint);
-    if slot.nonblocking.load(Relaxed) != 0 {
+    if !waits {
         return Err(Errno::AGAIN);
     }
-    doorbell::hold_unwritable(fd, slot, &segment)?;
-    let pin = tx.pin();
-    drop(tx);
-    let result = guarded(&|| endpoint.unpin(), || wait::send_one(fd));
-    if let Ok(count) = result {
-        let _guard = endpoint.lock(slot, Way::Tx);
-        doorbell::count_sent(slot, &segment, count as u64);
-    }
-    drop(pin);
-    result.map(drop)
+    doorbell::hold_unwritable(fd, tx.slot, &segment)?;
+    let _pin = tx.pin();
+    send::send_doorbell(fd, tx, &segment, false)
 }
 
 /// A direction that has not moved into a ring never does: the kernel may drop an urgent byte, and the counts would not tell doorbells
@@ -65,24 +56,26 @@ pub(crate) fn stay(slot: &Slot, reason: Reason) {
     }
 }
 
-/// Before a call that makes libc or the kernel write to `fd` by itself: the sending direction is on the kernel socket afterwards,
-/// and a connection that is not in a ring yet stays plain if `for_good`.
+/// Before a call that makes libc or the kernel write to `fd` by itself: the sending direction is on the kernel socket afterwards, with what
+/// was taken back from a ring in front, and a connection that is not in a ring yet stays plain if `for_good`.
 ///
 /// # Errors
-/// As [`leave_ring`].
-pub(crate) fn before_foreign_write(fd: c_int, reason: Reason, for_good: bool) -> Result<()> {
+/// What a send that must wait gives (EAGAIN, EINTR …), which one that `waits` does only where the socket is non-blocking.
+pub(crate) fn before_foreign_write(fd: c_int, reason: Reason, for_good: bool, waits: bool) -> Result<()> {
     while let Some(tx) = lock_stream(fd, Way::Tx) {
-        if tx.slot.tx_mode.load(Relaxed) != MODE_RING {
+        let waits = waits && tx.slot.nonblocking.load(Relaxed) == 0;
+        if let Some(segment) = tx.segment.filter(|segment| recall::is_due(tx.slot, segment)) {
+            recall::go_first(fd, tx, &segment, waits)?;
+        } else if tx.slot.tx_mode.load(Relaxed) == MODE_RING {
+            leave_ring(fd, tx, reason, waits)?;
+        } else {
             if for_good {
                 stay(tx.slot, reason); // nobody counts what is written now
-            }
-            drop(tx);
-            if for_good {
+                drop(tx);
                 establish::give_up(fd, reason);
             }
             return Ok(());
         }
-        leave_ring(fd, tx, reason)?;
     }
     Ok(())
 }

@@ -59,8 +59,15 @@ fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment>
     ask(rx.slot, &segment);
     drop(rx);
     wake_peer(fd, &segment);
-    let _ = fallback::before_foreign_write(fd, reason, false);
+    // What the peer has taken back goes first, as far as it reads.
+    wait_while(|| fallback::before_foreign_write(fd, reason, false, false) == Err(Errno::AGAIN) && is_given_back(fd));
+    let _ = fallback::before_foreign_write(fd, reason, false, !is_given_back(fd));
     Some(segment)
+}
+
+/// Whether bytes that the peer has taken back are on their way through the kernel.
+fn is_given_back(fd: c_int) -> bool {
+    lock_stream(fd, Way::Tx).is_some_and(|tx| tx.slot.tx_mode.load(Relaxed) == MODE_RECALLED)
 }
 
 /// Waits for the peer, but not for longer than [`ANSWER_US`].

@@ -99,7 +99,7 @@ pub(crate) fn send(own: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn()
         // Nothing to carry, or nothing a ring could carry.
         let Some(segment) = in_ring.filter(|_| parts.total() > 0 && !fallback::is_for_kernel(flags)) else {
             if in_ring.is_some() && parts.total() > 0 {
-                match fallback::leave_ring(fd, tx, fallback::reason_for_send(flags)) {
+                match fallback::leave_ring(fd, tx, fallback::reason_for_send(flags), blocking) {
                     Ok(()) => continue,
                     Err(errno) => return call.partly(Err(errno)),
                 }
@@ -334,7 +334,18 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
         return Ok(());
     }
     slot.sleeps.fetch_add(1, Relaxed);
-    // Counted as a send in progress, so that nobody ends the ring while our byte may still be on its way.
+    let result = send_doorbell(fd, tx, segment, partly);
+    if result == Err(Errno::AGAIN) && slot.nonblocking.load(Relaxed) != 0 {
+        // Another thread has set it meanwhile. poll does not care.
+        return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT).map(drop));
+    }
+    result
+}
+
+/// Blocks until the kernel socket takes one byte, a doorbell; the caller has pinned the endpoint, and made the socket unwritable. `partly`:
+/// every signal ends it. Counted as a send in progress, so that nobody ends the ring while the byte may still be on its way.
+pub(super) fn send_doorbell(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Result<()> {
+    let (slot, endpoint) = (tx.slot, tx.endpoint);
     slot.kernel_tx_inflight.fetch_add(1, AcqRel);
     drop(tx);
     let end = |sent: usize| {
@@ -352,10 +363,6 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
     // The kernel returns the part when a signal comes, whatever SA_RESTART says.
     let result = guarded(&undo, || if partly { wait::send_one_unless_signalled(fd) } else { wait::send_one(fd) });
     end(result.unwrap_or(0));
-    if result == Err(Errno::AGAIN) && slot.nonblocking.load(Relaxed) != 0 {
-        // Another thread has set it meanwhile. poll does not care.
-        return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT).map(drop));
-    }
     result.map(drop)
 }
 
