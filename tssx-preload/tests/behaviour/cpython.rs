@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::Mode;
 use crate::ledger::Counted;
+use crate::mode::{End, Mode};
 use crate::process::Process;
 use crate::programs;
-use crate::role::End;
 
 /// Longest that a module may take; most of that is for a loaded machine.
 const MODULE_DEADLINE: Duration = Duration::from_secs(120);

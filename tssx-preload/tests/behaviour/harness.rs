@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::environment::without_library;
 use crate::ledger::Counted;
-use crate::library::library;
+use crate::mode::{End, Mode, PRELOADED};
 use crate::process::Process;
-use crate::role::{End, Role, SOCKET};
+use crate::role::{Role, SOCKET};
 
 /// Longest that both ends of a case may take. Only a hanging case ever takes that long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
@@ -43,60 +42,6 @@ pub(crate) enum Expect {
     NeverUpgraded,
     /// Either is right (it asks for what the library may refuse); only the transcript counts.
     Either,
-}
-
-/// How the library is present.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Mode {
-    /// At neither end: the oracle.
-    Plain,
-    /// At both ends.
-    Both,
-    /// At both ends, upgrading at the first operation.
-    BothAtOnce,
-    /// At both ends, never spinning: every wait sleeps and every wake-up rings the doorbell.
-    BothAsleep,
-    /// At the accepting end only.
-    ServerOnly,
-    /// At the connecting end only.
-    ClientOnly,
-    /// At both ends, switched off by `TSSX_DISABLE`.
-    Disabled,
-}
-
-/// Every mode that is held against [`Mode::Plain`].
-pub(crate) const PRELOADED: [Mode; 6] =
-    [Mode::Both, Mode::BothAtOnce, Mode::BothAsleep, Mode::ServerOnly, Mode::ClientOnly, Mode::Disabled];
-
-impl Mode {
-    fn has_library(self, end: End) -> bool {
-        match self {
-            Self::Plain => false,
-            Self::ServerOnly => end == End::Server,
-            Self::ClientOnly => end == End::Client,
-            Self::Both | Self::BothAtOnce | Self::BothAsleep | Self::Disabled => true,
-        }
-    }
-
-    /// Whether both ends have a working library.
-    pub(crate) fn may_accelerate(self) -> bool {
-        matches!(self, Self::Both | Self::BothAtOnce | Self::BothAsleep)
-    }
-
-    /// Prepares `command` to be this `end`, with `socket` selected.
-    pub(crate) fn apply(self, command: &mut Command, end: End, socket: &Path) {
-        without_library(command);
-        if !self.has_library(end) {
-            return;
-        }
-        command.env("LD_PRELOAD", library()).env("USE_TSSX", socket);
-        match self {
-            Self::BothAtOnce => command.env("TSSX_UPGRADE_AFTER", "1"),
-            Self::BothAsleep => command.env("TSSX_SPIN_US", "0"),
-            Self::Disabled => command.env("TSSX_DISABLE", "1"),
-            _ => command,
-        };
-    }
 }
 
 /// What both ends showed.

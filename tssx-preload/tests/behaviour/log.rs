@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::{DEADLINE, Mode, same};
+use crate::harness::{DEADLINE, same};
+use crate::mode::{End, Mode};
 use crate::process::{Ended, Process};
 use crate::programs::await_ready;
-use crate::role::{End, SOCKET};
+use crate::role::SOCKET;
 
 /// Every trial of this module.
 pub(crate) fn trials() -> Vec<Trial> {

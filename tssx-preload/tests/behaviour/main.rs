@@ -25,6 +25,7 @@ mod ledger;
 mod library;
 mod log;
 mod messages;
+mod mode;
 mod process;
 mod programs;
 mod quiet;
@@ -40,7 +41,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use role::{End, Role};
+use mode::End;
+use role::Role;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::{DEADLINE, Expect, Mode, PRELOADED, same};
+use crate::harness::{DEADLINE, Expect, same};
 use crate::ledger::{self, Counted};
+use crate::mode::{End, Mode, PRELOADED};
 use crate::process::{Ended, Process};
-use crate::role::{End, SOCKET, SOON};
+use crate::role::{SOCKET, SOON};
 
 /// One pair of programs. Both get the socket's path as their only argument.
 struct Pair {

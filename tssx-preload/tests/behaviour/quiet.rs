@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::{DEADLINE, Mode};
+use crate::harness::DEADLINE;
 use crate::library::library;
+use crate::mode::{End, Mode};
 use crate::process::{Ended, Process};
 use crate::programs::{await_ready, compile};
-use crate::role::{End, SOCKET};
+use crate::role::SOCKET;
 
 /// Messages of one run.
 const COUNT: u64 = 20_000;

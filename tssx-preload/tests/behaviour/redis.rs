@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
 
-use crate::harness::{DEADLINE, Mode, PRELOADED};
+use crate::harness::DEADLINE;
 use crate::ledger::{self, Counted};
+use crate::mode::{End, Mode, PRELOADED};
 use crate::process::Process;
-use crate::role::{End, SOCKET, SOON};
+use crate::role::{SOCKET, SOON};
 
 /// What redis-benchmark is asked for: tests, clients, pipeline depth, requests. Enough of them that the first few calls of each
 /// connection, which the kernel carries, are less than the share that may.

@@ -12,6 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::mode::End;
 use crate::{ledger, sys};
 
 /// Ping-pongs before a case starts: well above the number of operations after which a connection may upgrade.
@@ -24,15 +25,6 @@ pub(crate) const BRIEFLY: Duration = Duration::from_millis(30);
 /// Name of the socket under test inside the case's directory.
 pub(crate) const SOCKET: &str = "socket";
 const CONTROL: &str = "control";
-
-/// Which end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// Binds, listens and accepts.
-    Server,
-    /// Connects.
-    Client,
-}
 
 /// One end's process.
 pub(crate) struct Role {

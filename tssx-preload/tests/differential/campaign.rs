@@ -200,10 +200,10 @@ impl Campaign {
 
     /// The mode in which the program with this number is played.
     pub(crate) fn mode_of(number: u64) -> Mode {
-        let mut at = number % PRELOADED.iter().map(|mode| mode.share()).sum::<u64>();
+        let mut at = number % PRELOADED.into_iter().map(share).sum::<u64>();
         let here = |mode: &&Mode| {
-            let here = at < mode.share();
-            at = at.saturating_sub(mode.share());
+            let here = at < share(**mode);
+            at = at.saturating_sub(share(**mode));
             here
         };
         PRELOADED.iter().find(here).copied().unwrap_or(Mode::Both)
@@ -278,6 +278,16 @@ impl Campaign {
             eprintln!("cannot write {}: {error}", path.display());
         }
         (difference, path)
+    }
+}
+
+/// A mode's share of generated programs, of nine.
+fn share(mode: Mode) -> u64 {
+    match mode {
+        Mode::Plain | Mode::Disabled => 0,
+        Mode::Both => 3,
+        Mode::BothAtOnce | Mode::BothAsleep => 2,
+        Mode::ServerOnly | Mode::ClientOnly => 1,
     }
 }
 

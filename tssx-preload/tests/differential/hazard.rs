@@ -62,10 +62,7 @@ impl State {
                 self.has_ghost(side.other()) || self.end(side, *on).is_some_and(again)
             }
             // A call that receives several messages looks at the mark for each.
-            Op::LowMark { on, .. } => self.end(side, *on).is_some_and(|end| {
-                let several = |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. });
-                self.waiting().any(|(_, pending)| several(pending) && pending.classes.contains(&Class::Incoming(end)))
-            }),
+            Op::LowMark { on, .. } => self.end(side, *on).is_some_and(|end| self.receives_several(end)),
             // How much more fits?
             Op::SendBuffer { on, .. } => self.end(side, *on).is_some_and(|end| self.writer_waits(end)),
             // Both rings end; and a receive that waits tells of credentials or not, whenever it looked last.
@@ -97,6 +94,12 @@ impl State {
         };
         let anew = restart == Switch::On && pending.classes.iter().any(|class| marked(class) || moved(class));
         matches!(pending.op, Op::Recvmmsg { .. }) || anew
+    }
+
+    /// Whether a recvmmsg(2) waits for bytes at `end`.
+    fn receives_several(&self, end: End) -> bool {
+        let several = |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. });
+        self.waiting().any(|(_, pending)| several(pending) && pending.classes.contains(&Class::Incoming(end)))
     }
 
     /// A receive that waits takes an urgent byte out of the kernel's queue when it comes; the library's only looks, and the byte stays
@@ -137,9 +140,7 @@ impl State {
             return true;
         }
         // A call that receives several messages polls between them.
-        let several =
-            |pending: &Pending| matches!(pending.op, Op::Recvmmsg { .. }) && pending.classes.contains(&Class::Incoming(end));
-        if self.waiting().any(|(worker, pending)| worker.side == end.side && several(pending)) {
+        if self.receives_several(end) {
             return true;
         }
         // One that has a part of its bytes polls too: select(2)'s words hold for it.

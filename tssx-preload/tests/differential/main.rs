@@ -24,6 +24,7 @@ mod ledger;
 #[path = "../behaviour/library.rs"]
 mod library;
 mod messages;
+#[path = "../behaviour/mode.rs"]
 mod mode;
 mod pair;
 mod play;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::board::Board;
-use crate::mode::Mode;
+use crate::mode::{End, Mode};
 use crate::player::{BOARD, SOCKET};
 use crate::program::Setup;
 use crate::words::{Side, THREADS, Worker};
@@ -198,6 +198,7 @@ fn command(mode: Mode, side: Side, directory: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("our own path"));
     command.arg("--play").arg(directory).arg(format!("{side:?}"));
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    mode.apply(&mut command, side, &directory.join(SOCKET));
+    let end = if side == Side::Server { End::Server } else { End::Client };
+    mode.apply(&mut command, end, &directory.join(SOCKET));
     command
 }

@@ -1,11 +1,19 @@
-//! How the library is present in a pair of players.
+//! How the library is present in the processes under test.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::environment::without_library;
 use crate::library::library;
-use crate::words::Side;
+
+/// Which end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Binds, listens and accepts.
+    Server,
+    /// Connects.
+    Client,
+}
 
 /// How the library is present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,46 +30,41 @@ pub(crate) enum Mode {
     ServerOnly,
     /// At the connecting end only.
     ClientOnly,
+    /// At both ends, switched off by `TSSX_DISABLE`.
+    Disabled,
 }
 
 /// Every mode that is held against [`Mode::Plain`].
-pub(crate) const PRELOADED: [Mode; 5] = [Mode::Both, Mode::BothAtOnce, Mode::BothAsleep, Mode::ServerOnly, Mode::ClientOnly];
+pub(crate) const PRELOADED: [Mode; 6] =
+    [Mode::Both, Mode::BothAtOnce, Mode::BothAsleep, Mode::ServerOnly, Mode::ClientOnly, Mode::Disabled];
 
 impl Mode {
-    fn has_library(self, side: Side) -> bool {
+    /// Whether the library is loaded at this end.
+    pub(crate) fn has_library(self, end: End) -> bool {
         match self {
             Self::Plain => false,
-            Self::ServerOnly => side == Side::Server,
-            Self::ClientOnly => side == Side::Client,
-            Self::Both | Self::BothAtOnce | Self::BothAsleep => true,
+            Self::ServerOnly => end == End::Server,
+            Self::ClientOnly => end == End::Client,
+            Self::Both | Self::BothAtOnce | Self::BothAsleep | Self::Disabled => true,
         }
     }
 
-    /// Whether both ends have the library.
+    /// Whether both ends have a working library.
     pub(crate) fn may_accelerate(self) -> bool {
         matches!(self, Self::Both | Self::BothAtOnce | Self::BothAsleep)
     }
 
-    /// Its share of generated programs, in tenths.
-    pub(crate) fn share(self) -> u64 {
-        match self {
-            Self::Plain => 0,
-            Self::Both => 3,
-            Self::BothAtOnce | Self::BothAsleep => 2,
-            Self::ServerOnly | Self::ClientOnly => 1,
-        }
-    }
-
-    /// Prepares `command` to be this side, with `socket` selected.
-    pub(crate) fn apply(self, command: &mut Command, side: Side, socket: &Path) {
+    /// Prepares `command` to be this `end`, with `socket` selected.
+    pub(crate) fn apply(self, command: &mut Command, end: End, socket: &Path) {
         without_library(command);
-        if !self.has_library(side) {
+        if !self.has_library(end) {
             return;
         }
         command.env("LD_PRELOAD", library()).env("USE_TSSX", socket);
         match self {
             Self::BothAtOnce => command.env("TSSX_UPGRADE_AFTER", "1"),
             Self::BothAsleep => command.env("TSSX_SPIN_US", "0"),
+            Self::Disabled => command.env("TSSX_DISABLE", "1"),
             _ => command,
         };
     }
