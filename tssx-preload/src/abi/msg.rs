@@ -12,7 +12,8 @@ use super::io::send_from;
 use crate::endpoint::{Endpoint, Pin, Way, lock_stream};
 use crate::errno::{self, Errno};
 use crate::readiness::deadline::Deadline;
-use crate::socket::{ancillary, fallback, receive, reset, send};
+use crate::socket::send::{self, Asked};
+use crate::socket::{ancillary, fallback, receive, reset};
 use crate::user_buf::{PARTS_MAX, Parts, single};
 use crate::user_memory::{self, Access};
 use crate::{fd_table, init, next};
@@ -195,7 +196,9 @@ pub(crate) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags
         if let Err(errno) = fallback::before_foreign_write(fd, Reason::AncillaryData, false, flags & libc::MSG_DONTWAIT == 0) {
             return errno::bytes(Err(errno));
         }
-        return errno::bytes(send::send_plainly(fd, plain));
+        // SAFETY: as above.
+        let asked = unsafe { parts_of(header) }.map_or(0, |parts| parts.total());
+        return errno::bytes(send::send_plainly(fd, Asked::all_of(asked), plain));
     }
     // SAFETY: as above.
     let parts = unsafe { parts_of(header) };

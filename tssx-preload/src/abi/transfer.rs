@@ -8,7 +8,8 @@ use libc::{off_t, size_t, ssize_t};
 use tssx_core::reason::Reason;
 
 use crate::errno;
-use crate::socket::{fallback, send, transfer};
+use crate::socket::send::{self, Asked};
+use crate::socket::{fallback, transfer};
 use crate::{fd_table, next};
 
 /// sendfile(2) to a stream: the kernel carries it. The sending direction leaves the ring first, if it is there.
@@ -22,7 +23,7 @@ pub(crate) unsafe extern "C" fn sendfile(out_fd: c_int, in_fd: c_int, offset: *m
     if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false, true) {
         return errno::bytes(Err(errno));
     }
-    errno::bytes(send::send_plainly(out_fd, plain))
+    errno::bytes(send::send_plainly(out_fd, Asked::at_most(count), plain))
 }
 
 /// sendfile(2) as programs with 64-bit file offsets call it.
@@ -49,7 +50,7 @@ pub(crate) unsafe extern "C" fn splice(
         if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false, waits) {
             return errno::bytes(Err(errno));
         }
-        return errno::bytes(send::send_plainly(out_fd, plain));
+        return errno::bytes(send::send_plainly(out_fd, Asked::at_most(count), plain));
     }
     if fd_table::stream(in_fd).is_none() || !in_offset.is_null() || !out_offset.is_null() || count == 0 {
         return plain(); // an offset for a socket or a pipe is ESPIPE

@@ -81,6 +81,7 @@ fn record(fd: c_int, endpoint: &'static Endpoint, event: epoll_event) -> Watch {
         told: 0,
         reported: NOTHING_REPORTED,
         ends: 0,
+        room_in_ring: false,
         refusals: NOTHING_REPORTED,
         bells: 0,
     }
@@ -132,7 +133,9 @@ fn wake_sleepers(set: &'static EpollSet, epoll: c_int, fd: c_int) {
     let mut open = set.open();
     let index = open.find(fd);
     let Some(watch) = index.and_then(|index| open.all().get_mut(index)) else { return };
-    if epoll::ready_events(watch) == 0 {
+    // What the kernel sees has woken it already.
+    let asked = epoll::low_bits(watch.events);
+    if epoll::ready_events(watch) == 0 || sys::poll_now(fd, asked).is_ok_and(|seen| seen != 0) {
         return;
     }
     watch.nudged = true;

@@ -62,7 +62,10 @@ pub(super) fn ends(slot: &Slot, segment: &Segment) -> u32 {
 /// Whether a send has found too little room since the last report. Doorbells that are taken, and the send buffer's change at the switch, make
 /// the kernel report room that was there all the time.
 fn is_new_room(set: &'static EpollSet, watch: &Watch, slot: &Slot) -> bool {
-    if slot.tx_mode.load(Relaxed) != MODE_RING && !watch.echo && !watch.nudged {
+    let in_ring = slot.tx_mode.load(Relaxed) == MODE_RING;
+    let again = watch.echo || watch.nudged || watch.room_in_ring;
+    epoll::update(set, watch, |same| same.room_in_ring = in_ring);
+    if !in_ring && !again {
         return true;
     }
     let refusals = refusals(watch);

@@ -111,6 +111,16 @@ pub(super) fn ready_events(watch: &Watch) -> u32 {
     ready
 }
 
+/// Room to tell of with an edge that a ring has told: the kernel tells of it once, and again only with edges of its own.
+fn room_in_kernel(watch: &Watch) -> u32 {
+    let slot = watch.endpoint.slot().filter(|slot| slot.tx_mode.load(Relaxed) != MODE_RING);
+    if slot.is_none() || watch.events & EDGE == 0 || watch.events & WRITABLE == 0 {
+        return 0;
+    }
+    let seen = sys::poll_now(watch.fd, libc::POLLOUT | libc::POLLWRNORM).unwrap_or(0);
+    u32::from(seen.cast_unsigned()) & WRITABLE & watch.events
+}
+
 /// Notes that what has arrived so far is reported, and room if `ready` tells of it.
 fn mark_reported(watch: &mut Watch, ready: u32) {
     let Some(slot) = watch.endpoint.slot() else { return };
@@ -119,15 +129,18 @@ fn mark_reported(watch: &mut Watch, ready: u32) {
         watch.ends = edge::ends(slot, &segment);
         if ready & WRITABLE != 0 {
             watch.refusals = refusals(watch);
+            watch.room_in_ring = slot.tx_mode.load(Relaxed) == MODE_RING;
         }
     }
 }
 
-/// Whether the rings know all that there is to tell of a stream whose bytes are in one: its room, if that is asked for, and no end.
+/// Whether the rings know all that is asked of a stream: its bytes and its room are in them, and no end is announced. If they do not, the
+/// kernel is asked beside them.
 fn rings_suffice(watch: &Watch) -> bool {
     let Some(slot) = watch.endpoint.slot() else { return false };
+    let bytes = watch.events & READABLE == 0 || slot.rx_mode.load(Relaxed) == MODE_RING;
     let room = watch.events & WRITABLE == 0 || slot.tx_mode.load(Relaxed) == MODE_RING;
-    room && watch.endpoint.segment(slot).is_some_and(|segment| edge::ends(slot, &segment) == 0)
+    bytes && room && watch.endpoint.segment(slot).is_some_and(|segment| edge::ends(slot, &segment) == 0)
 }
 
 fn peek(set: &'static EpollSet) -> bool {
@@ -142,15 +155,16 @@ fn collect(set: &'static EpollSet, events: &mut [epoll_event], used: usize) -> u
     let mut count = 0;
     let mut once = None;
     for watch in active.iter_mut() {
+        if !rings_suffice(watch) {
+            set.asked.store(0, Relaxed);
+        }
         let Some(event) = room.get_mut(count).filter(|_| once.is_none()) else { break };
         let ready = ready_events(watch);
         let reported = known.iter().any(|event| { event.u64 } == watch.data);
         if ready != 0 && !reported {
+            let ready = ready | room_in_kernel(watch);
             *event = epoll_event { events: ready, u64: watch.data };
             mark_reported(watch, ready);
-            if !rings_suffice(watch) {
-                set.asked.store(0, Relaxed);
-            }
             count += 1;
             if oneshot::is_one(watch) {
                 watch.armed = false;
@@ -321,7 +335,7 @@ fn in_ring(watch: &Watch) -> bool {
 }
 
 /// poll's bits of an epoll mask.
-fn low_bits(events: u32) -> i16 {
+pub(super) fn low_bits(events: u32) -> i16 {
     u16::try_from(events & 0xffff).unwrap_or(0).cast_signed()
 }
 

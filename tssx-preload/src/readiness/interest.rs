@@ -45,6 +45,8 @@ pub(crate) struct Watch {
     pub(crate) told: u32,
     /// Edge-triggered: ring position up to which arrivals were reported; `u64::MAX` when none was.
     pub(crate) reported: u64,
+    /// Edge-triggered: room was reported while it was a ring's. The send buffer's return makes the kernel report it once more.
+    pub(crate) room_in_ring: bool,
     /// Edge-triggered: which ends of the stream had been announced when it was reported.
     pub(crate) ends: u32,
     /// Edge-triggered: how many sends had been refused when room was reported; `u64::MAX` when it was not.

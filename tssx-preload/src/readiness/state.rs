@@ -81,8 +81,11 @@ fn switch_if_due(fd: c_int, rx: &Locked, segment: &Segment) {
 /// What the kernel's answer `revents` for the stream means, now that its rings are known. Under the receiving lock, because
 /// doorbells are taken where the ring is empty.
 pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, revents: i16) -> i16 {
+    let mut revents = revents;
     if recall::is_due(rx.slot, segment) {
         recall::answer(fd);
+        // Its send buffer is the program's again.
+        revents |= sys::poll_now(fd, events & WRITABLE).unwrap_or(0) & WRITABLE & events;
     }
     switch_if_due(fd, rx, segment);
     // An end that nobody has announced in the segment is known to the kernel alone: it must be asked again.

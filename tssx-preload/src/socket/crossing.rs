@@ -8,7 +8,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use libc::iovec;
-use tssx_core::layout::STATE_ENDED;
+use tssx_core::layout::{CONSENT_ENOUGH, STATE_ENDED};
 use tssx_core::ledger::layout::Slot;
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
@@ -46,6 +46,8 @@ fn look(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
     if call.got > 0 && sys::at_mark(call.fd) {
         return Step::Return(Ok(call.got)); // where the kernel stops
     }
+    // Only where they were asked for after the upgrade, which then is to end.
+    call.credentials = safe > 0 && segment.rx().consent.load(Relaxed) == CONSENT_ENOUGH && ended::has_credentials(call.fd, rx.slot);
     // Nothing that is safe to take: a look tells end of file, an error, or that there is nothing, and takes nothing.
     let received = if safe == 0 { sys::receive(call.fd, &mut [0], libc::MSG_PEEK) } else { receive_now(call, safe) };
     match received {
@@ -103,8 +105,8 @@ pub(super) fn count(call: &mut Call<'_, '_>, rx: &Locked, received: usize) {
 /// Kernel bytes were taken: what else there is for this call now. `left` is what lay before the switch, if that is known.
 fn took(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, received: usize, safe: usize, left: Option<u64>) -> Step {
     // The kernel ends a receive behind them, and joins no bytes with and without credentials. But a look that is cut short here tells of those behind the ring's end too.
-    let behind = call.peeks() && left.is_some() && segment.rx().state.load(Acquire) == STATE_ENDED;
-    if (call.has_descriptors() || call.told_of().credentials) && !behind {
+    let cut = call.peeks() && left == Some(received as u64) && segment.rx().state.load(Acquire) == STATE_ENDED;
+    if (call.has_descriptors() || call.credentials) && !(cut && look_again(call.fd, received + 1) > received) {
         return Step::Return(Ok(call.got));
     }
     if call.peeks() {
@@ -151,22 +153,45 @@ fn peek_into_ring(call: &mut Call<'_, '_>, segment: &Segment) -> Option<u64> {
 /// The bytes from before the switch and the doorbells lie in front of it in the queue, and are looked at again to come there; where they
 /// are too many, the look ends with the ring.
 fn peek_behind_ring(call: &Call<'_, '_>, slot: &Slot, segment: &Segment) -> usize {
-    const SKIP: usize = 4096;
     let mut scratch = [0_u8; SKIP];
     let skip = usize::try_from(doorbell::before_resume(slot, segment)).unwrap_or(usize::MAX);
     if skip > SKIP * PARTS / 2 {
         return 0;
     }
     let mut parts = NO_PARTS;
+    let count = pass_over(&mut scratch, skip, &mut parts);
+    let count = fill(call, usize::MAX, &mut parts, count);
+    look_at(call.fd, &mut parts, count).saturating_sub(skip)
+}
+
+/// Bytes that the kernel shows to a look with room for `most`, without what comes with them; `most` itself if that is too many.
+fn look_again(fd: i32, most: usize) -> usize {
+    if most > SKIP * PARTS / 2 {
+        return most;
+    }
+    let (mut scratch, mut parts) = ([0_u8; SKIP], NO_PARTS);
+    let count = pass_over(&mut scratch, most, &mut parts);
+    look_at(fd, &mut parts, count)
+}
+
+/// Bytes of memory into which all is read that is only to be passed over.
+const SKIP: usize = 4096;
+
+/// Makes the first parts room for `length` bytes, all in the same place; how many parts.
+fn pass_over(scratch: &mut [u8; SKIP], length: usize, parts: &mut [iovec; PARTS]) -> usize {
     let mut count = 0;
-    for part in parts.iter_mut().take(skip.div_ceil(SKIP)) {
-        *part = iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: SKIP.min(skip - count * SKIP) };
+    for part in parts.iter_mut().take(length.div_ceil(SKIP)) {
+        *part = iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: SKIP.min(length - count * SKIP) };
         count += 1;
     }
-    let count = fill(call, usize::MAX, &mut parts, count);
-    let mut message = message_of(&mut parts, count);
-    // SAFETY: a live local, and the caller's memory, which recv(2) requires to be writable.
-    unsafe { sys::recvmsg(call.fd, &mut message, libc::MSG_PEEK) }.unwrap_or(0).saturating_sub(skip)
+    count
+}
+
+/// recvmsg(2) with MSG_PEEK into the first parts; 0 where nothing can be seen.
+fn look_at(fd: i32, parts: &mut [iovec; PARTS], count: usize) -> usize {
+    let mut message = message_of(parts, count);
+    // SAFETY: a scratch of the caller's, and the program's memory, which recv(2) requires to be writable.
+    unsafe { sys::recvmsg(fd, &mut message, libc::MSG_PEEK) }.unwrap_or(0)
 }
 
 const NO_PARTS: [iovec; PARTS] = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; PARTS];

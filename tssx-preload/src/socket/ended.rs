@@ -20,6 +20,12 @@ pub(super) fn is_reached(segment: &Segment, seen: u64) -> bool {
     direction.state.load(Acquire) == STATE_ENDED && direction.end_at.load(Relaxed) == seen
 }
 
+/// Whether what the kernel has behind the ring's end concerns a call that has seen the ring up to a position: if it has room, where the
+/// ring ends there; and a look without room is told of the descriptors that come next, however far away they are.
+pub(super) fn concerns(call: &Call<'_, '_>, segment: &Segment, seen: u64) -> bool {
+    if call.has_room() { is_reached(segment, seen) } else { call.peeks() && segment.rx().state.load(Acquire) == STATE_ENDED }
+}
+
 /// Takes what the kernel has behind the end, without waiting.
 pub(super) fn follow(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
     if call.peeks() {
@@ -62,7 +68,7 @@ pub(super) fn follow(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment) ->
 
 /// Whether the next message in the kernel's queue comes with its sender's credentials. The kernel does not join it with bytes that have
 /// none.
-fn has_credentials(fd: i32, slot: &Slot) -> bool {
+pub(super) fn has_credentials(fd: i32, slot: &Slot) -> bool {
     if sys::getsockopt::<i32>(fd, libc::SO_PASSCRED).is_ok_and(|asked| asked == 0) {
         return false;
     }

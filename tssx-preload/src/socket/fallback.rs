@@ -40,6 +40,7 @@ pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason, waits: bool) -> 
         return Ok(());
     }
     if !waits {
+        tx.endpoint.refusals.fetch_add(1, Relaxed);
         return Err(Errno::AGAIN);
     }
     doorbell::hold_unwritable(fd, tx.slot, &segment)?;
@@ -70,7 +71,8 @@ pub(crate) fn before_foreign_write(fd: c_int, reason: Reason, for_good: bool, wa
             leave_ring(fd, tx, reason, waits)?;
         } else {
             if for_good {
-                stay(tx.slot, reason); // nobody counts what is written now
+                stay(tx.slot, reason); // nobody counts what is written now, or refused
+                tx.endpoint.refusals.fetch_add(1, Relaxed);
                 drop(tx);
                 establish::give_up(fd, reason);
             }

@@ -55,6 +55,7 @@ pub(crate) fn wind_down(fd: c_int, reason: Reason) {
 fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment> {
     establish::give_up(fd, reason);
     let rx = lock_stream(fd, Way::Rx)?;
+    rx.endpoint.refusals.fetch_add(1, Relaxed); // those of another process will not be counted
     let segment = rx.segment?;
     ask(rx.slot, &segment);
     drop(rx);
@@ -163,6 +164,9 @@ pub(crate) fn answer_at_last(fd: c_int) {
 pub(super) fn go_first(fd: c_int, tx: Locked, segment: &Segment, blocking: bool) -> Result<()> {
     let waiting = serve(fd, tx.slot, segment);
     let blocked = waiting || tx.slot.tx_mode.load(Relaxed) == MODE_RING; // a thread is asleep in a send: it answers
+    if blocked && !blocking {
+        tx.endpoint.refusals.fetch_add(1, Relaxed);
+    }
     drop(tx);
     if !blocked {
         return Ok(());

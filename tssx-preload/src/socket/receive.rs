@@ -15,7 +15,7 @@ use tssx_core::layout::STATE_ENDED;
 use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RECALLED, MODE_RING, Slot};
 use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Segment;
-use tssx_core::{doorbell, switchover};
+use tssx_core::{doorbell, switchover, sys};
 
 use super::abandon::{guarded, test_cancel};
 use super::{alive, ancillary, crossing, empty, ended, establish, fallback, recall, reset};
@@ -38,6 +38,8 @@ pub(super) struct Call<'a, 'p> {
     pub(super) told: bool,
     /// Descriptors came with the last bytes and found no room: they end a receive all the same.
     pub(super) descriptors: bool,
+    /// The bytes that are taken from the kernel now come with credentials, which those of the ring do not have.
+    pub(super) credentials: bool,
     /// Bytes of a ring are among those that the call has.
     pub(super) from_ring: bool,
     /// A signal or a time-out has ended the wait: the call takes what there is and waits no more.
@@ -76,6 +78,7 @@ impl<'a, 'p> Call<'a, 'p> {
             got: 0,
             told: false,
             descriptors: false,
+            credentials: false,
             from_ring: false,
             interrupted: None,
             pin: None,
@@ -123,15 +126,10 @@ impl<'a, 'p> Call<'a, 'p> {
 
     /// Whether descriptors came with the bytes so far.
     pub(super) fn has_descriptors(&self) -> bool {
-        self.descriptors || self.told_of().rights
-    }
-
-    /// What control messages the program's header holds by now.
-    pub(super) fn told_of(&self) -> ancillary::Found {
         // SAFETY: null, or the header that the program passed to recvmsg(2), which the kernel has filled in.
         let header = unsafe { self.message.as_ref() }.filter(|_| self.told);
         // SAFETY: as above.
-        header.map_or_else(ancillary::Found::default, |header| unsafe { ancillary::find(header) })
+        self.descriptors || header.is_some_and(|header| unsafe { ancillary::find(header) }.rights)
     }
 
     /// What the call returns when nothing more can be had: what it has, else `otherwise`.
@@ -230,7 +228,7 @@ pub(crate) fn receive_nothing(fd: c_int, flags: c_int, message: *mut libc::msghd
     let result = receive(fd, &Parts::new(&parts)?, flags, &raw mut named, look);
     // What is there is the kernel's: its own call says what comes with it.
     let in_kernel = || lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) != MODE_RING);
-    if result == Ok(1) && !message.is_null() && in_kernel() {
+    if result == Ok(1) && in_kernel() {
         return errno::from_bytes(plain()).map(|_| 1);
     }
     no_ancillary_data(fd, message, flags, result, None);
@@ -246,7 +244,10 @@ fn nothing_through_kernel(fd: c_int, result: Result<usize>) -> Result<usize> {
     let Some(rx) = lock_stream(fd, Way::Rx) else { return result };
     let Some(segment) = rx.segment else { return result };
     match result {
-        Ok(0) if doorbell::is_at_end(fd) && reset::take_pending(fd, rx.slot, &segment) => Err(Errno(libc::ECONNRESET)),
+        Ok(0) if reset::pending(fd, rx.slot, &segment) => match sys::receive(fd, &mut [0], libc::MSG_PEEK) {
+            Ok(0) => reset::end_of_file(fd, rx.slot, &segment),
+            _ => result, // there is something to read first
+        },
         Err(errno) => reset::failed(rx.slot, &segment, errno),
         ok => ok,
     }
@@ -331,6 +332,7 @@ pub(super) fn counted(rx: Locked, peeks: bool, receive: impl FnOnce() -> Result<
 fn through_kernel(call: &mut Call<'_, '_>, rx: Locked, plain: &impl Fn() -> isize) -> Result<usize> {
     let (fd, pin, endpoint, slot) = (call.fd, rx.pin(), rx.endpoint, rx.slot);
     let mut kept = Errno(0);
+    call.is_satisfied(slot); // what it waits for is decided now
     let mut result = counted(rx, call.peeks(), || {
         let result = errno::from_bytes(plain());
         kept = errno::get();
@@ -373,7 +375,7 @@ fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
             Taken::Fault => return call.finish(Err(Errno(libc::EFAULT))),
             Taken::Some { emptied, seen } => (emptied, seen),
         };
-        if (call.has_room() || call.peeks()) && ended::is_reached(segment, seen) {
+        if ended::concerns(call, segment, seen) {
             return ended::follow(call, &rx, segment);
         }
         // Bytes that came before the doorbells were taken rang none of their own: a program that waits for the next edge after

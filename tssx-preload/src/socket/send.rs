@@ -39,6 +39,26 @@ enum Attempt {
     Corrupt,
 }
 
+/// What a call on the kernel socket asks for: if less is sent, there was too little room.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    bytes: usize,
+    /// Or a file or pipe had no more.
+    source_may_end: bool,
+}
+
+impl Asked {
+    /// Bytes in memory.
+    pub(crate) fn all_of(bytes: usize) -> Self {
+        Self { bytes, source_may_end: false }
+    }
+
+    /// As many of a file or pipe.
+    pub(crate) fn at_most(bytes: usize) -> Self {
+        Self { bytes, source_may_end: true }
+    }
+}
+
 /// One call of the program: what it asked for and what it has sent so far.
 struct Call<'a, 'p> {
     parts: &'a Parts<'p>,
@@ -110,7 +130,7 @@ pub(crate) fn send(own: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn()
             call.pin = None; // the kernel keeps what its own call waits on
             let sent = call.sent;
             let rest = || if sent == 0 && fd == own { plain() } else { send_rest(fd, parts, sent, flags) };
-            match through_kernel(fd, tx, in_ring.is_some(), parts.total() - sent, &rest) {
+            match through_kernel(fd, tx, in_ring.is_some(), Asked::all_of(parts.total() - sent), &rest) {
                 None => continue,
                 Some(result) if sent == 0 => return result,
                 Some(result) => return Ok(sent + result.unwrap_or(0)),
@@ -203,8 +223,7 @@ fn may_switch(fd: c_int, tx: &Locked, segment: &Segment) -> bool {
 
 /// The program's own call on the kernel socket, counted. `None`, and no call, if a signal handler of this thread has moved the
 /// direction into the ring since the caller looked; `in_ring` says that it was there and the call is for the kernel all the same.
-/// `asked` is how many bytes the program wants to send.
-fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: usize, plain: &impl Fn() -> isize) -> Option<Result<usize>> {
+fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: Asked, plain: &impl Fn() -> isize) -> Option<Result<usize>> {
     let endpoint = tx.endpoint;
     switchover::kernel_send_begins(tx.slot, tx.segment.as_ref());
     if !in_ring && tx.slot.tx_mode.load(Relaxed) == MODE_RING {
@@ -225,10 +244,11 @@ fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: usize, plain: &im
     let result = guarded(&undo, || errno::from_bytes(plain()));
     let kept = errno::get();
     let fd = endpoint.descriptor(fd); // the program's may have been closed meanwhile
+    let partly = result.is_ok_and(|sent| sent < asked.bytes);
     if let Some(segment) = endpoint.segment(slot) {
-        told_by_kernel(fd, slot, &segment, result, asked);
+        told_by_kernel(fd, slot, &segment, result, partly && !asked.source_may_end);
     }
-    if result.as_ref().map_or(true, |sent| *sent < asked) {
+    if partly || result == Err(Errno::AGAIN) {
         endpoint.refusals.fetch_add(1, Relaxed);
     }
     end(result.ok().filter(|sent| *sent > 0).map(|sent| sent as u64));
@@ -240,9 +260,9 @@ fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: usize, plain: &im
 
 /// The kernel has told of a reset, also by a call that ends early; or it knows of none, because what the peer has left is in a ring. Then
 /// the same call tells of it.
-fn told_by_kernel(fd: c_int, slot: &Slot, segment: &Segment, result: Result<usize>, asked: usize) {
+fn told_by_kernel(fd: c_int, slot: &Slot, segment: &Segment, result: Result<usize>, partly: bool) {
     match result {
-        Ok(sent) if sent > 0 && sent < asked => drop(reset::take_pending(fd, slot, segment)),
+        Ok(sent) if sent > 0 && partly => drop(reset::take_pending(fd, slot, segment)),
         Err(errno) => drop(reset::failed(slot, segment, errno)),
         Ok(_) => {}
     }
@@ -367,9 +387,9 @@ pub(super) fn send_doorbell(fd: c_int, tx: Locked, segment: &Segment, partly: bo
 }
 
 /// Sends by the program's own call on a stream whose sending direction is on the kernel socket, and counts it.
-pub(crate) fn send_plainly(fd: c_int, plain: impl Fn() -> isize) -> Result<usize> {
+pub(crate) fn send_plainly(fd: c_int, asked: Asked, plain: impl Fn() -> isize) -> Result<usize> {
     match lock_stream(fd, Way::Tx) {
-        Some(tx) => through_kernel(fd, tx, true, usize::MAX, &plain).unwrap_or(Err(Errno::AGAIN)),
+        Some(tx) => through_kernel(fd, tx, true, asked, &plain).unwrap_or(Err(Errno::AGAIN)),
         None => errno::from_bytes(plain()),
     }
 }

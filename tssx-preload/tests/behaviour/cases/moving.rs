@@ -5,14 +5,16 @@ use std::os::fd::AsRawFd;
 
 use crate::files::{copy_range, sendfile_at, splice, splice_at, tee, vmsplice};
 use crate::harness::{Case, Expect};
-use crate::role::{Role, pattern, read_exactly, write_all};
+use crate::role::{Role, SOON, pattern, read_exactly, write_all};
 use crate::sys;
+use crate::waits::{By, control, events};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "sendfile-with-offsets", server: offsets_server, client: offsets_client, expect: Expect::Either },
     Case { name: "sendfile-glued-with-writes", server: glue_server, client: glue_client, expect: Expect::Either },
     Case { name: "sendfile-from-a-stream", server: from_server, client: from_client, expect: Expect::Accelerated },
     Case { name: "sendfile-not-blocking", server: full_server, client: full_client, expect: Expect::Either },
+    Case { name: "sendfile-waits-for-edges", server: edges_server, client: edges_client, expect: Expect::Either },
     Case { name: "splice-out-of-a-stream", server: out_server, client: out_client, expect: Expect::Either },
     Case { name: "splice-into-a-stream", server: into_server, client: into_client, expect: Expect::Either },
     Case { name: "splice-from-stream-to-stream", server: proxy_server, client: proxy_client, expect: Expect::Either },
@@ -116,6 +118,38 @@ fn full_client(role: &Role) {
     role.note("right", into.chunks(100_000).all(|chunk| pattern(1, 0, 100_000).starts_with(chunk)));
     role.warm_up(fd);
 }
+
+/// As nginx: whatever sends less than was asked for waits for the next edge, the first time while the stream is in a ring.
+fn edges_server(role: &Role) {
+    let fd = role.open_warm();
+    let file = file(role, &pattern(1, 0, EDGES));
+    let epoll = sys::epoll_create();
+    assert_eq!(control(epoll, libc::EPOLL_CTL_ADD, fd, libc::EPOLLOUT | libc::EPOLLET, 7), Ok(0));
+    role.note("room from the start", events(By::Wait, epoll, 4, SOON));
+    sys::set_nonblocking(fd, true);
+    let (mut sent, mut missed) = (0, 0);
+    while sent < EDGES {
+        let count = sendfile_at(fd, file.as_raw_fd(), sent as i64, EDGES - sent).0.unwrap_or(0);
+        sent += count;
+        if sent < EDGES {
+            missed += usize::from(events(By::Wait, epoll, 4, SOON).is_ok_and(|events| events.is_empty()));
+        }
+    }
+    role.note("edges that never came", missed);
+    sys::set_nonblocking(fd, false);
+    role.settle(fd);
+}
+
+fn edges_client(role: &Role) {
+    let fd = role.open_warm();
+    let mut into = vec![0; EDGES];
+    into.chunks_mut(7000).for_each(|part| read_exactly(fd, part));
+    role.note("right", into == pattern(1, 0, EDGES));
+    role.settle(fd);
+}
+
+/// Bytes of a file that is many times what a socket takes at once.
+const EDGES: usize = 2_000_000;
 
 fn out_server(role: &Role) {
     let fd = role.open_warm();
