@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 use crate::board::Board;
 use crate::program::{Op, Step};
 use crate::slots::{self, End};
+use crate::state::SETTLED;
 use crate::sys::{self, Memory};
 use crate::words::{Handle, Side, Switch, THREADS, Worker};
 use crate::{control, data, messages, waiting};
@@ -100,8 +101,10 @@ impl Player {
         String::new()
     }
 
-    /// So many ping-pongs on each connection.
+    /// So many ping-pongs on each connection; many more where it shall be in its rings for certain, however busy the machine is.
     fn warm(&self, rounds: usize) -> String {
+        const SURE: usize = 6;
+        let rounds = if rounds >= SETTLED as usize { rounds * SURE } else { rounds };
         let mut byte = [0_u8];
         let place = byte.as_mut_ptr().cast::<libc::c_void>();
         for fd in CONNECTIONS.map(slots::fd).into_iter().filter(|fd| *fd >= 0) {

@@ -14,7 +14,7 @@ use crate::slots::End;
 use crate::words::{Copying, Handle, How, Millis, Side, Switch, THREADS, Worker};
 
 /// Ping-pongs after which a connection that can upgrade has done so. An upgrade in the middle gives new room to a full socket.
-const SETTLED: u32 = 20;
+pub(crate) const SETTLED: u32 = 20;
 
 /// What is at a place of a process' table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
