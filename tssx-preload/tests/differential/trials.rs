@@ -23,7 +23,7 @@ const SEED: u64 = 2026;
 /// Kinds of difference after which the rest is not played.
 const KINDS: u64 = 40;
 /// Of so many programs one may still differ with the library: CHANGELOG.md names what is known. To become none.
-const ONE_IN: u64 = 5000;
+const ONE_IN: u64 = 20_000;
 /// Programs in a thousand that may differ from themselves when played plain.
 const UNCLEAR: u64 = 10;
 /// Least share of programs with both ends preloaded of which bytes went through rings, in a hundred.
