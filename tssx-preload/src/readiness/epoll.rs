@@ -138,9 +138,10 @@ fn mark_reported(watch: &mut Watch, ready: u32) {
 /// kernel is asked beside them.
 fn rings_suffice(watch: &Watch) -> bool {
     let Some(slot) = watch.endpoint.slot() else { return false };
-    let bytes = watch.events & READABLE == 0 || slot.rx_mode.load(Relaxed) == MODE_RING;
+    let Some(segment) = watch.endpoint.segment(slot) else { return false };
+    let bytes = watch.events & (READABLE | libc::EPOLLPRI.cast_unsigned()) == 0 || state::receives_in_ring(slot, &segment);
     let room = watch.events & WRITABLE == 0 || slot.tx_mode.load(Relaxed) == MODE_RING;
-    bytes && room && watch.endpoint.segment(slot).is_some_and(|segment| edge::ends(slot, &segment) == 0)
+    bytes && room && edge::ends(slot, &segment) == 0
 }
 
 fn peek(set: &'static EpollSet) -> bool {

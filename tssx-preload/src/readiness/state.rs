@@ -53,9 +53,14 @@ const ASK_US: u64 = 20;
 pub(crate) fn rings_suffice(fd: c_int) -> bool {
     let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
     let Some(segment) = rx.segment.filter(|segment| concerns_us(rx.slot, segment)) else { return false };
-    let both = rx.slot.rx_mode.load(Relaxed) == MODE_RING && rx.slot.tx_mode.load(Relaxed) == MODE_RING;
+    let both = receives_in_ring(rx.slot, &segment) && rx.slot.tx_mode.load(Relaxed) == MODE_RING;
     let fresh = clock::ticks().wrapping_sub(rx.endpoint.asked.load(Relaxed)) < ASK_US * clock::ticks_per_us();
     both && fresh && rx.slot.tx_shutdown.load(Relaxed) == 0 && !doorbell::peer_ending(&segment) && !doorbell::self_gone(&segment)
+}
+
+/// Whether all that the peer sends comes through a ring that has not ended: behind an end, an urgent byte may be in the kernel's queue.
+pub(super) fn receives_in_ring(slot: &Slot, segment: &Segment) -> bool {
+    slot.rx_mode.load(Relaxed) == MODE_RING && segment.rx().state.load(Acquire) != STATE_ENDED
 }
 
 /// What the stream at `fd` is ready for according to its rings; `None` if no ring concerns it.
