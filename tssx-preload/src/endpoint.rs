@@ -56,8 +56,8 @@ pub(crate) struct Endpoint {
     pub(crate) last_write: AtomicU64,
     /// When poll or select asked the kernel about this socket last, in ticks.
     pub(crate) asked: AtomicU64,
-    /// Sends that found less room than they wanted: what follows is news for whoever waits for the edge.
-    pub(crate) refusals: AtomicU64,
+    /// See [`Self::count_refusal`].
+    refusals: AtomicU64,
     /// 1 once the program has shut the receiving direction down.
     pub(crate) deaf: AtomicU32,
     /// A descriptor (plus one) that keeps the kernel's socket while calls go on whose descriptor was closed.
@@ -214,6 +214,16 @@ impl Endpoint {
         let (base, capacity) = segment.into_parts();
         self.capacity.store(capacity, Relaxed);
         self.segment.store(base, Release);
+    }
+
+    /// A send has found less room than it wanted, or may find that unseen: room is news then for whoever waits for the edge.
+    pub(crate) fn count_refusal(&self) {
+        self.refusals.fetch_add(1, Relaxed);
+    }
+
+    /// How many sends have.
+    pub(crate) fn refusals(&self) -> u64 {
+        self.refusals.load(Relaxed)
     }
 
     /// One more descriptor leads here.

@@ -13,7 +13,7 @@ use crate::endpoint::{Endpoint, Pin, Way, lock_stream};
 use crate::errno::{self, Errno};
 use crate::readiness::deadline::Deadline;
 use crate::socket::send::{self, Asked};
-use crate::socket::{ancillary, fallback, receive, reset};
+use crate::socket::{ancillary, receive, reset};
 use crate::user_buf::{PARTS_MAX, Parts, single};
 use crate::user_memory::{self, Access};
 use crate::{fd_table, init, next};
@@ -193,12 +193,10 @@ pub(crate) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags
     }
     if header.msg_controllen > 0 {
         // A ring carries no descriptors and no credentials: from here on the kernel does.
-        if let Err(errno) = fallback::before_foreign_write(fd, Reason::AncillaryData, false, flags & libc::MSG_DONTWAIT == 0) {
-            return errno::bytes(Err(errno));
-        }
+        let waits = flags & libc::MSG_DONTWAIT == 0;
         // SAFETY: as above.
         let asked = unsafe { parts_of(header) }.map_or(0, |parts| parts.total());
-        return errno::bytes(send::send_plainly(fd, Asked::all_of(asked), plain));
+        return errno::bytes(send::send_by_kernel(fd, Reason::AncillaryData, waits, Asked::all_of(asked), plain));
     }
     // SAFETY: as above.
     let parts = unsafe { parts_of(header) };

@@ -195,7 +195,7 @@ extern "C" fn print_nothing() -> c_int {
 /// Before libc writes to `fd` by itself. False, with errno set, if it must not, because the kernel's socket would have to wait first for what
 /// was taken back from the ring, or for another thread's send.
 fn may_write_inside(fd: c_int) -> bool {
-    let ready = || errno::int(fallback::before_foreign_write(fd, Reason::Stdio, true, true).map(|()| 0)) == 0;
+    let ready = || errno::int(fallback::before_libc_writes(fd).map(|()| 0)) == 0;
     fd_table::stream(fd).is_none() || ready()
 }
 

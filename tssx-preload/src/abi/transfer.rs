@@ -9,7 +9,7 @@ use tssx_core::reason::Reason;
 
 use crate::errno;
 use crate::socket::send::{self, Asked};
-use crate::socket::{fallback, transfer};
+use crate::socket::transfer;
 use crate::{fd_table, next};
 
 /// sendfile(2) to a stream: the kernel carries it. The sending direction leaves the ring first, if it is there.
@@ -20,10 +20,7 @@ pub(crate) unsafe extern "C" fn sendfile(out_fd: c_int, in_fd: c_int, offset: *m
     if fd_table::stream(out_fd).is_none() {
         return plain();
     }
-    if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false, true) {
-        return errno::bytes(Err(errno));
-    }
-    errno::bytes(send::send_plainly(out_fd, Asked::at_most(count), plain))
+    errno::bytes(send::send_by_kernel(out_fd, Reason::Splice, true, Asked::at_most(count), plain))
 }
 
 /// sendfile(2) as programs with 64-bit file offsets call it.
@@ -47,10 +44,7 @@ pub(crate) unsafe extern "C" fn splice(
     let plain = || unsafe { next::splice(in_fd, in_offset, out_fd, out_offset, count, flags) };
     if fd_table::stream(out_fd).is_some() {
         let waits = flags & libc::SPLICE_F_NONBLOCK == 0;
-        if let Err(errno) = fallback::before_foreign_write(out_fd, Reason::Splice, false, waits) {
-            return errno::bytes(Err(errno));
-        }
-        return errno::bytes(send::send_plainly(out_fd, Asked::at_most(count), plain));
+        return errno::bytes(send::send_by_kernel(out_fd, Reason::Splice, waits, Asked::at_most(count), plain));
     }
     if fd_table::stream(in_fd).is_none() || !in_offset.is_null() || !out_offset.is_null() || count == 0 {
         return plain(); // an offset for a socket or a pipe is ESPIPE

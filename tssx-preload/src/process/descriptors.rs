@@ -160,7 +160,7 @@ fn become_standard(fd: c_int) {
     if fd == 0 {
         recall::leave_rings_now(fd, Reason::Stdio);
     } else {
-        let _ = fallback::before_foreign_write(fd, Reason::Stdio, true, true);
+        let _ = fallback::before_libc_writes(fd);
     }
 }
 

@@ -76,5 +76,5 @@ fn is_new_room(set: &'static EpollSet, watch: &Watch, slot: &Slot) -> bool {
 pub(super) fn refusals(watch: &Watch) -> u64 {
     let ending =
         watch.endpoint.slot().and_then(|slot| watch.endpoint.segment(slot)).is_some_and(|segment| doorbell::peer_ending(&segment));
-    watch.endpoint.refusals.load(Relaxed) & (u64::MAX >> 1) | u64::from(ending) << 63
+    watch.endpoint.refusals() & (u64::MAX >> 1) | u64::from(ending) << 63
 }

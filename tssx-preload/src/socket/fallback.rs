@@ -40,7 +40,7 @@ pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason, waits: bool) -> 
         return Ok(());
     }
     if !waits {
-        tx.endpoint.refusals.fetch_add(1, Relaxed);
+        tx.endpoint.count_refusal();
         return Err(Errno::AGAIN);
     }
     doorbell::hold_unwritable(fd, tx.slot, &segment)?;
@@ -58,11 +58,30 @@ pub(crate) fn stay(slot: &Slot, reason: Reason) {
 }
 
 /// Before a call that makes libc or the kernel write to `fd` by itself: the sending direction is on the kernel socket afterwards, with what
-/// was taken back from a ring in front, and a connection that is not in a ring yet stays plain if `for_good`.
+/// was taken back from a ring in front.
 ///
 /// # Errors
-/// What a send that must wait gives (EAGAIN, EINTR …), which one that `waits` does only where the socket is non-blocking.
-pub(crate) fn before_foreign_write(fd: c_int, reason: Reason, for_good: bool, waits: bool) -> Result<()> {
+/// What a send that must wait gives: EINTR …, or EAGAIN where it does not wait, because the call does not (`waits`) or the socket.
+pub(crate) fn before_foreign_write(fd: c_int, reason: Reason, waits: bool) -> Result<()> {
+    lock_on_kernel(fd, reason, waits).map(drop)
+}
+
+/// The same before libc writes by its own internal calls, which nobody counts: a connection that is not in a ring yet stays plain.
+///
+/// # Errors
+/// As [`before_foreign_write`].
+pub(crate) fn before_libc_writes(fd: c_int) -> Result<()> {
+    if let Some(tx) = lock_on_kernel(fd, Reason::Stdio, true)? {
+        stay(tx.slot, Reason::Stdio);
+        tx.endpoint.count_refusal(); // libc's will not be counted
+        drop(tx);
+        establish::give_up(fd, Reason::Stdio);
+    }
+    Ok(())
+}
+
+/// The sending direction, locked, once the kernel socket carries it; `None` if `fd` is no selected stream.
+fn lock_on_kernel(fd: c_int, reason: Reason, waits: bool) -> Result<Option<Locked>> {
     while let Some(tx) = lock_stream(fd, Way::Tx) {
         let waits = waits && tx.slot.nonblocking.load(Relaxed) == 0;
         if let Some(segment) = tx.segment.filter(|segment| recall::is_due(tx.slot, segment)) {
@@ -70,16 +89,10 @@ pub(crate) fn before_foreign_write(fd: c_int, reason: Reason, for_good: bool, wa
         } else if tx.slot.tx_mode.load(Relaxed) == MODE_RING {
             leave_ring(fd, tx, reason, waits)?;
         } else {
-            if for_good {
-                stay(tx.slot, reason); // nobody counts what is written now, or refused
-                tx.endpoint.refusals.fetch_add(1, Relaxed);
-                drop(tx);
-                establish::give_up(fd, reason);
-            }
-            return Ok(());
+            return Ok(Some(tx));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The peer wrote something impossible. The connection is reset: both directions of the kernel socket are shut down, so that the

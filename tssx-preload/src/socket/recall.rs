@@ -55,19 +55,22 @@ pub(crate) fn wind_down(fd: c_int, reason: Reason) {
 fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment> {
     establish::give_up(fd, reason);
     let rx = lock_stream(fd, Way::Rx)?;
-    rx.endpoint.refusals.fetch_add(1, Relaxed); // those of another process will not be counted
+    rx.endpoint.count_refusal(); // those of another process will not be counted
     let segment = rx.segment?;
     ask(rx.slot, &segment);
     drop(rx);
     wake_peer(fd, &segment);
     // What the peer has taken back goes first, as far as it reads.
-    wait_while(|| fallback::before_foreign_write(fd, reason, false, false) == Err(Errno::AGAIN) && is_given_back(fd));
-    let _ = fallback::before_foreign_write(fd, reason, false, !is_given_back(fd));
+    wait_while(|| {
+        answer(fd);
+        is_giving_back(fd)
+    });
+    let _ = fallback::before_foreign_write(fd, reason, !is_giving_back(fd));
     Some(segment)
 }
 
-/// Whether bytes that the peer has taken back are on their way through the kernel.
-fn is_given_back(fd: c_int) -> bool {
+/// Whether the kernel has not yet taken all that goes back to the peer.
+fn is_giving_back(fd: c_int) -> bool {
     lock_stream(fd, Way::Tx).is_some_and(|tx| tx.slot.tx_mode.load(Relaxed) == MODE_RECALLED)
 }
 
@@ -165,7 +168,7 @@ pub(super) fn go_first(fd: c_int, tx: Locked, segment: &Segment, blocking: bool)
     let waiting = serve(fd, tx.slot, segment);
     let blocked = waiting || tx.slot.tx_mode.load(Relaxed) == MODE_RING; // a thread is asleep in a send: it answers
     if blocked && !blocking {
-        tx.endpoint.refusals.fetch_add(1, Relaxed);
+        tx.endpoint.count_refusal();
     }
     drop(tx);
     if !blocked {

@@ -178,7 +178,7 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
             None
         }
         Attempt::Full => {
-            endpoint.refusals.fetch_add(1, Relaxed);
+            endpoint.count_refusal();
             call.pin.get_or_insert_with(|| tx.pin());
             let blocking = call.blocks(slot);
             let errno = wait_for_room(fd, tx, segment, blocking, call.sent > 0).err()?;
@@ -249,7 +249,7 @@ fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: Asked, plain: &im
         told_by_kernel(fd, slot, &segment, result, partly && !asked.source_may_end);
     }
     if partly || result == Err(Errno::AGAIN) {
-        endpoint.refusals.fetch_add(1, Relaxed);
+        endpoint.count_refusal();
     }
     end(result.ok().filter(|sent| *sent > 0).map(|sent| sent as u64));
     establish::after_kernel_operation(fd, endpoint);
@@ -386,8 +386,12 @@ pub(super) fn send_doorbell(fd: c_int, tx: Locked, segment: &Segment, partly: bo
     result.map(drop)
 }
 
-/// Sends by the program's own call on a stream whose sending direction is on the kernel socket, and counts it.
-pub(crate) fn send_plainly(fd: c_int, asked: Asked, plain: impl Fn() -> isize) -> Result<usize> {
+/// Sends by the program's own call, for something that a ring cannot carry: ends the ring first, if it is in one.
+///
+/// # Errors
+/// As [`fallback::before_foreign_write`], and the call's own.
+pub(crate) fn send_by_kernel(fd: c_int, reason: Reason, waits: bool, asked: Asked, plain: impl Fn() -> isize) -> Result<usize> {
+    fallback::before_foreign_write(fd, reason, waits)?;
     match lock_stream(fd, Way::Tx) {
         Some(tx) => through_kernel(fd, tx, true, asked, &plain).unwrap_or(Err(Errno::AGAIN)),
         None => errno::from_bytes(plain()),

@@ -53,14 +53,11 @@ impl Guarded {
     /// Waits until all its threads are asleep: nothing that they have begun, as a doorbell for bytes that were read long ago, is on its way.
     pub(crate) fn await_rest(&self) {
         let end = Instant::now() + DEADLINE;
-        let tasks = format!("/proc/{}/task", self.pid());
-        let asleep = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.expect("a task").path().join("stat")).unwrap_or_default();
-            // proc_pid_stat(5): the state follows the name, which may hold anything.
-            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('S'))
-        };
-        while !std::fs::read_dir(&tasks).expect("a living process").all(asleep) {
-            assert!(Instant::now() < end, "{tasks} is never at rest");
+        let process = procfs::process::Process::new(self.pid().cast_signed()).expect("a living process");
+        let asleep =
+            |task: procfs::ProcResult<procfs::process::Task>| task.and_then(|task| task.stat()).is_ok_and(|stat| stat.state == 'S');
+        while !process.tasks().expect("its threads").all(asleep) {
+            assert!(Instant::now() < end, "{} is never at rest", self.pid());
             std::thread::yield_now();
         }
     }
