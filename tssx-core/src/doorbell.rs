@@ -169,12 +169,22 @@ pub fn stale(slot: &Slot, segment: &Segment) -> u64 {
     if left > ALL / 2 { 0 } else { left }
 }
 
+/// The same, asked of the kernel: what waits in its queue, which while the ring has not ended is doorbells alone. For a caller whom the kernel
+/// wakes and who finds nothing: a producer that was killed between sending a doorbell and counting it has left one that is never
+/// [`stale`], and would hide even the end of file.
+#[must_use]
+pub fn waiting(fd: i32) -> u64 {
+    let queued = kernel::queued_bytes(fd).unwrap_or(0);
+    fence(SeqCst); // what these were sent for is in the ring for whoever looks now
+    queued
+}
+
 /// Consumer, under the receiving lock, direction in the ring: takes up to `most` doorbell bytes out of the kernel's queue, lets
 /// the producer write again, and tells end of file and errors. An error is told once: the caller must pass it on.
 pub fn drain(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> Drained {
     let mut total = 0;
     segment.rx().writer_waiting.store(0, SeqCst);
-    loop {
+    while total < most {
         match take_some(fd, slot, segment, most - total) {
             0 => break,
             count => total += count,

@@ -28,7 +28,7 @@ use crate::packets;
 use crate::reason::Reason;
 use crate::segment::Segment;
 use crate::sync::{fence, kernel};
-use crate::sys::Errno;
+use crate::sys::{self, Errno};
 
 /// Failed comparisons before an end gives up. One would do: the numbers are exact when they are compared.
 const DISAGREEMENTS_MAX: u32 = 3;
@@ -134,9 +134,10 @@ fn spin_while(most_us: u64, condition: impl Fn() -> bool) {
 }
 
 /// Producer, under the sending lock: moves the direction into the ring if the consumer consents and nothing of ours is under
-/// way. Returns whether the direction is in the ring now.
+/// way. Not while the kernel's queue is full: a ring beside it would have room where the program has just been told that there is none.
+/// Returns whether the direction is in the ring now.
 pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) -> bool {
-    let switched = enter_ring(fd, slot, segment);
+    let switched = segment.tx().consent.load(Acquire) == CONSENT_GIVEN && takes_packet(fd) && enter_ring(fd, slot, segment);
     if switched {
         slots::mark_upgraded(ledger, slot);
     }
@@ -167,6 +168,29 @@ pub(crate) fn enter_ring(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     direction.state.store(STATE_RING, Release);
     slot.tx_mode.store(MODE_RING, Release);
     true
+}
+
+/// Whether the kernel's queue would take one more packet now (net/core/sock.c, `sock_alloc_send_pskb`).
+fn takes_packet(fd: i32) -> bool {
+    let buffer = sys::getsockopt::<i32>(fd, libc::SO_SNDBUF).map_or(0, |buffer| u64::from(buffer.max(0).cast_unsigned()));
+    sys::unsent_bytes(fd).is_ok_and(|queued| queued < buffer)
+}
+
+/// Producer, after its ring's end: whether all that it has sent is read, and the peer has yet to take doorbells, which alone fill a small send
+/// buffer: to a program there is room. True only if the kernel takes a packet, whatever the peer writes into the segment.
+#[must_use]
+pub fn only_doorbells_left(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+    let direction = segment.tx();
+    let carried = slot.kernel_tx_bytes.load(Relaxed).wrapping_add(slot.doorbell_tx_bytes.load(Relaxed));
+    let tail = direction.tail.load(Relaxed);
+    slot.tx_mode.load(Relaxed) == MODE_FINAL
+        && direction.state.load(Relaxed) == STATE_ENDED
+        && direction.resume_at.load(Relaxed) == carried
+        && (tail > 0 || direction.switch_at.load(Relaxed) == 0)
+        && direction.head.load(Acquire) == tail
+        && slot.kernel_tx_inflight.load(Relaxed) == 0
+        && slot.doorbell_tx_calls.load(Relaxed) > 0
+        && takes_packet(fd)
 }
 
 /// Producer, under the sending lock: SO_SNDBUF is `buffer` bytes for the program, and as many may lie unread in the ring.

@@ -98,7 +98,11 @@ pub(super) fn ready_events(watch: &Watch) -> u32 {
     if !oneshot::is_armed(watch) {
         return 0;
     }
-    let mut ready = u32::from(state::from_rings(slot, &segment).cast_unsigned()) & watch.events;
+    let mut rings = state::from_rings(slot, &segment);
+    if watch.events & WRITABLE != 0 {
+        rings |= state::room_after_end(watch.fd, slot, &segment);
+    }
+    let mut ready = u32::from(rings.cast_unsigned()) & watch.events;
     if watch.events & EDGE != 0 {
         // Writability alone is an edge when it is there from the start, or comes back, which the kernel reports.
         let new = || segment.rx().tail.load(Acquire) != watch.reported || edge::ends(slot, &segment) != watch.ends;

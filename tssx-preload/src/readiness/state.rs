@@ -72,8 +72,13 @@ pub(crate) fn look(fd: c_int) -> Option<i16> {
         if rx.slot.rx_mode.load(Relaxed) == MODE_RING {
             switchover::try_resume(fd, rx.slot, &segment); // before the kernel is asked about doorbells
         }
-        from_rings(rx.slot, &segment)
+        from_rings(rx.slot, &segment) | room_after_end(fd, rx.slot, &segment)
     })
+}
+
+/// Room that a send buffer full of doorbells hides from the kernel, as poll's bits.
+pub(super) fn room_after_end(fd: c_int, slot: &Slot, segment: &Segment) -> i16 {
+    if switchover::only_doorbells_left(fd, slot, segment) { WRITABLE } else { 0 }
 }
 
 fn switch_if_due(fd: c_int, rx: &Locked, segment: &Segment) {
@@ -93,6 +98,13 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
         revents |= sys::poll_now(fd, events & WRITABLE).unwrap_or(0) & WRITABLE & events;
     }
     switch_if_due(fd, rx, segment);
+    // The peer's first doorbell has told an edge-triggered set of bytes before the switch; what it writes behind the switch is a new edge.
+    if rx.slot.rx_mode.load(Relaxed) == MODE_KERNEL
+        && segment.rx().state.load(Relaxed) != STATE_KERNEL
+        && rx.endpoint.watchers.any()
+    {
+        doorbell::announce(segment);
+    }
     // An end that nobody has announced in the segment is known to the kernel alone: it must be asked again.
     let ends = revents & (libc::POLLHUP | libc::POLLRDHUP | libc::POLLERR) != 0;
     rx.endpoint.asked.store(if ends { 0 } else { clock::ticks() }, Relaxed);
@@ -106,6 +118,9 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
     }
     // Doorbells that are not taken yet can make the kernel say "not writable" while the ring has room.
     ready |= from_rings(rx.slot, segment) & WRITABLE & events;
+    if events & WRITABLE & !ready != 0 {
+        ready |= room_after_end(fd, rx.slot, segment) & events;
+    }
     if ready & libc::POLLERR != 0 && reset::is_false(rx.slot, segment) {
         ready &= !libc::POLLERR;
     }
@@ -121,7 +136,7 @@ fn is_end(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
     if switchover::try_resume(fd, rx.slot, segment) {
         return kernel_is_readable(fd);
     }
-    let stale = doorbell::stale(rx.slot, segment);
+    let stale = doorbell::waiting(fd);
     if from_rings(rx.slot, segment) & READABLE != 0 {
         return true;
     }

@@ -75,8 +75,9 @@ pub(super) fn wait_for_kernel(call: &mut Call<'_, '_>, rx: Locked, segment: &Seg
     slot.sleeps.fetch_add(1, Relaxed);
     call.keep(&rx);
     drop(rx);
-    let partly = call.got > 0;
-    // The kernel returns the part when a signal comes, whatever SA_RESTART says; so does poll(2).
+    // The kernel returns the part when a signal comes, whatever SA_RESTART says; so does poll(2). Nor does that care about O_NONBLOCK,
+    // which another thread has set since the call began to wait.
+    let partly = call.got > 0 || slot.nonblocking.load(Relaxed) != 0;
     let waited = guarded(&|| endpoint.unpin(), || {
         if partly { wait::for_event(call.fd, libc::POLLIN) } else { wait::look_for_one(call.fd).map(|_| true) }
     });

@@ -24,7 +24,7 @@ pub(super) fn look_at_kernel(call: &Call<'_, '_>, rx: &Locked, segment: &Segment
 
 /// Takes the doorbells that nobody needs and looks behind them. EAGAIN if there is nothing.
 fn ask(call: &Call<'_, '_>, endpoint: &Endpoint, slot: &Slot, segment: &Segment) -> Step {
-    let stale = doorbell::stale(slot, segment);
+    let stale = doorbell::waiting(call.fd);
     if holds_bytes(segment) {
         return Step::Again;
     }
@@ -64,7 +64,7 @@ pub(super) fn wait_for_bytes(call: &mut Call<'_, '_>, rx: Locked, segment: &Segm
 /// Announces, looks again, and blocks in the kernel. See tssx-core's doorbell.rs for why no wake-up is lost.
 fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'static Endpoint) -> Step {
     let slot = rx.slot;
-    let stale = doorbell::stale(slot, segment);
+    let stale = if call.woken { doorbell::waiting(call.fd) } else { doorbell::stale(slot, segment) };
     if holds_bytes(segment) {
         return Step::Again;
     }
@@ -88,7 +88,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
         drop(guard);
         endpoint.unpin();
     };
-    let waited = guarded(&undo, || block(call));
+    let waited = guarded(&undo, || block(call, slot));
     call.waited = match waited {
         Ok(Waited::End) => Ok(0),
         Ok(_) => call.waited,
@@ -113,7 +113,10 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     }
     match waited {
         Ok(Waited::End) => call.finish(reset::end_of_file(call.fd, slot, segment)),
-        Ok(Waited::Something) => Step::Again,
+        Ok(Waited::Something) => {
+            call.woken = true;
+            Step::Again
+        }
         Ok(Waited::Event | Waited::Closed) => after_event(call, endpoint, slot, segment, waited == Ok(Waited::Closed)),
         Err(errno) => call.finish(reset::failed(slot, segment, errno)),
     }
@@ -132,9 +135,10 @@ enum Waited {
     Closed,
 }
 
-fn block(call: &Call<'_, '_>) -> Result<Waited> {
-    if call.got > 0 {
-        // The kernel returns what a call has when a signal comes, whatever SA_RESTART says; and so does poll(2).
+fn block(call: &Call<'_, '_>, slot: &Slot) -> Result<Waited> {
+    // The kernel returns what a call has when a signal comes, whatever SA_RESTART says; and so does poll(2). Nor does poll care about
+    // O_NONBLOCK, which another thread has set since the call began to wait.
+    if call.got > 0 || slot.nonblocking.load(Relaxed) != 0 {
         return wait::for_event(call.fd, libc::POLLIN).map(|open| if open { Waited::Event } else { Waited::Closed });
     }
     wait::look_for_one(call.fd).map(|count| if count == 0 { Waited::End } else { Waited::Something })

@@ -221,7 +221,8 @@ fn unsent(fd: c_int) -> Option<c_int> {
     let direction = segment.tx();
     // After the ring's end the kernel's answer is right as soon as it holds bytes of the program's; before, it counts doorbells.
     let carried = tx.slot.kernel_tx_bytes.load(Relaxed).wrapping_add(tx.slot.doorbell_tx_bytes.load(Relaxed));
-    let counted = tx.slot.reason.load(Relaxed) != Reason::Stdio as u32; // libc's own writes are not
+    // Neither libc's own writes are counted nor those that wait.
+    let counted = tx.slot.reason.load(Relaxed) != Reason::Stdio as u32 && tx.slot.kernel_tx_inflight.load(Relaxed) == 0;
     let only_doorbells = counted && direction.state.load(Relaxed) == STATE_ENDED && direction.resume_at.load(Relaxed) == carried;
     let producer = Producer::open(&segment).ok()?;
     let unread = producer.unread();

@@ -44,6 +44,8 @@ pub(super) struct Call<'a, 'p> {
     pub(super) from_ring: bool,
     /// A signal or a time-out has ended the wait: the call takes what there is and waits no more.
     pub(super) interrupted: Option<Errno>,
+    /// The kernel has ended a wait and there was nothing: perhaps a doorbell that nobody has counted.
+    pub(super) woken: bool,
     /// Once the call has waited: the end that it waits on, which it stays with whatever becomes of the descriptor's number.
     pub(super) pin: Option<Pin>,
     /// What the last wait ended with, for a call whose descriptor was closed meanwhile.
@@ -81,6 +83,7 @@ impl<'a, 'p> Call<'a, 'p> {
             credentials: false,
             from_ring: false,
             interrupted: None,
+            woken: false,
             pin: None,
             waited,
             least: None,

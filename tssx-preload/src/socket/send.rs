@@ -354,9 +354,11 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
         return Ok(());
     }
     slot.sleeps.fetch_add(1, Relaxed);
+    // If another thread sets it during the sleep, a signal that restarts the call finds it set, and the program is told so.
+    let restarts = !partly && slot.nonblocking.load(Relaxed) == 0;
     let result = send_doorbell(fd, tx, segment, partly);
-    if result == Err(Errno::AGAIN) && slot.nonblocking.load(Relaxed) != 0 {
-        // Another thread has set it meanwhile. poll does not care.
+    if result == Err(Errno::AGAIN) && slot.nonblocking.load(Relaxed) != 0 && !restarts {
+        // It was set before the sleep, and does not concern this call. poll does not care.
         return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT).map(drop));
     }
     result
