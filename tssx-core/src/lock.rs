@@ -35,6 +35,10 @@ fn process(word: u64) -> u32 {
 
 /// Tries before the CPU is given away, and between looks for a dead owner.
 const TRIES_BEFORE_YIELD: u32 = if cfg!(loom) { 1 } else { 100 };
+/// Tries before a caller sleeps between two of them.
+const TRIES_BEFORE_REST: u32 = 50_000;
+/// How long it sleeps, microseconds.
+const REST_US: u32 = 500;
 
 /// Holds the lock until dropped.
 #[derive(Debug)]
@@ -62,7 +66,8 @@ fn compete(word: &AtomicU64, own: u64) -> Guard<'_> {
         tries = tries.wrapping_add(1);
         if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
             take_over(word, owner, own);
-            kernel::yield_now();
+            // An owner that was stopped in its section, or waits for a CPU for long, costs us none.
+            if tries < TRIES_BEFORE_REST { kernel::yield_now() } else { kernel::rest(REST_US) }
         } else {
             spin_loop();
         }
@@ -88,9 +93,9 @@ pub fn free_if_owned(word: &AtomicU64, own: u64) {
     let _ = word.compare_exchange(own, 0, AcqRel, Relaxed);
 }
 
-/// Frees the lock of an owner that no longer exists; the caller then competes for it like everybody.
+/// Frees the lock of an owner that has ended; the caller then competes for it like everybody.
 fn take_over(word: &AtomicU64, owner: u64, own: u64) {
-    if owner != 0 && process(owner) != process(own) && !kernel::process_exists(process(owner)) {
+    if owner != 0 && process(owner) != process(own) && !kernel::process_lives(process(owner)) {
         // Fails if somebody else was faster: then the word is no longer the dead owner's.
         let _ = word.compare_exchange(owner, 0, AcqRel, Relaxed);
     }
@@ -121,6 +126,19 @@ mod tests {
         let word = AtomicU64::new(owner(dead, 0x7f00_0000_1000));
         drop(acquire(&word, owner(sys::getpid(), 0x7f00_0000_1000)));
         assert_eq!(word.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn the_lock_of_a_dead_child_that_nobody_has_reaped_is_taken_over() {
+        let mut child = std::process::Command::new("true").spawn().expect("spawn true");
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("not reaped");
+        while !state().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        let word = AtomicU64::new(owner(child.id(), 0x7f00_0000_1000));
+        drop(acquire(&word, owner(sys::getpid(), 0x7f00_0000_1000)));
+        assert_eq!(word.load(Relaxed), 0);
+        child.wait().expect("wait");
     }
 
     #[test]

@@ -9,6 +9,10 @@
 use core::ffi::{CStr, c_int};
 use core::mem::{MaybeUninit, size_of};
 
+mod process;
+
+pub use process::{abort, exit_group, getpid, process_lives, rest, usable_cpus, yield_now};
+
 /// An error number as the kernel returned it: positive, see errno(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub c_int);
@@ -396,18 +400,6 @@ pub unsafe fn write(fd: c_int, bytes: *const u8, length: usize) -> Result<usize>
     call(libc::SYS_write, [fd_arg(fd), bytes as usize, length, 0, 0, 0])
 }
 
-/// getpid(2).
-#[must_use]
-pub fn getpid() -> u32 {
-    call(libc::SYS_getpid, [0; 6]).map_or(0, |pid| u32::try_from(pid).unwrap_or(0))
-}
-
-/// Whether a process with this id exists in our pid namespace (kill(2) with signal 0).
-#[must_use]
-pub fn process_exists(pid: u32) -> bool {
-    call(libc::SYS_kill, [pid as usize, 0, 0, 0, 0, 0]) != Err(Errno(libc::ESRCH))
-}
-
 /// Whether the calling thread runs on its alternative signal stack (sigaltstack(2), SS_ONSTACK).
 #[must_use]
 pub fn on_signal_stack() -> bool {
@@ -452,22 +444,6 @@ pub unsafe fn change_mapping(number: libc::c_long, arguments: [usize; 5]) -> Res
     call(number, [a, b, c, d, e, 0])
 }
 
-/// sched_yield(2).
-pub fn yield_now() {
-    let _ = call(libc::SYS_sched_yield, [0; 6]);
-}
-
-/// How many CPUs the calling thread may run on (sched_getaffinity(2)); 1 when the kernel does not say.
-#[must_use]
-pub fn usable_cpus() -> u32 {
-    let mut mask = [0_u64; 128];
-    let size = size_of_val(&mask);
-    match call(libc::SYS_sched_getaffinity, [0, size, mask.as_mut_ptr() as usize, 0, 0, 0]) {
-        Ok(_) => mask.iter().map(|word| word.count_ones()).sum::<u32>().max(1),
-        Err(_) => 1,
-    }
-}
-
 /// clock_gettime(2) with CLOCK_MONOTONIC, in nanoseconds.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
@@ -477,22 +453,8 @@ pub fn monotonic_ns() -> u64 {
     time.tv_sec.cast_unsigned().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.cast_unsigned())
 }
 
-/// Terminates the process with SIGABRT's disposition untouched: the last resort of a `no_std` panic handler.
-pub fn abort() -> ! {
-    let pid = getpid() as usize;
-    let _ = call(libc::SYS_kill, [pid, flag_arg(libc::SIGABRT), 0, 0, 0, 0]);
-    loop {
-        let _ = call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]);
-    }
-}
-
 /// Writes a diagnostic to standard error; used only where the user asked for output.
 pub fn write_stderr(text: &[u8]) {
     // SAFETY: `text` is a valid slice.
     let _ = unsafe { write(2, text.as_ptr(), text.len()) };
-}
-
-/// exit_group(2).
-pub fn exit_group(status: c_int) {
-    let _ = call(libc::SYS_exit_group, [flag_arg(status), 0, 0, 0, 0, 0]);
 }

@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -12,6 +12,7 @@ mod demo;
 mod differential;
 mod environment;
 mod exchange;
+mod kills;
 mod measure;
 mod paths;
 mod run;
@@ -54,6 +55,14 @@ enum Command {
     /// One of those two processes
     #[command(hide = true)]
     ExchangeEnd(exchange::EndOptions),
+    /// Ends of connections are killed at random moments, while the others are blocked; fails on a lost byte or a hang
+    Kills(kills::Options),
+    /// The one of two that lives on
+    #[command(hide = true)]
+    KillsSurvivor(kills::EndOptions),
+    /// The one of two that is killed
+    #[command(hide = true)]
+    KillsVictim(kills::EndOptions),
     /// The programs that bench and demo start
     #[command(hide = true)]
     Workload(workload::Options),
@@ -80,6 +89,9 @@ fn dispatch() -> anyhow::Result<()> {
         Command::Demo(options) => demo::demo(&options),
         Command::Exchange(options) => exchange::exchange(&options),
         Command::ExchangeEnd(options) => exchange::end(&options),
+        Command::Kills(options) => kills::kills(&options),
+        Command::KillsSurvivor(options) => kills::survive(&options),
+        Command::KillsVictim(options) => kills::die(&options),
         Command::Workload(options) => workload::run(&options),
     }
 }

@@ -141,8 +141,12 @@ pub(crate) fn setsockopt(_fd: i32, _option: i32, value: i32) -> Result<()> {
 }
 
 /// Everybody is alive but the one who said otherwise. The kernel tells of a death after all that the dead has done.
-pub(crate) fn process_exists(pid: u32) -> bool {
+pub(crate) fn process_lives(pid: u32) -> bool {
     World::current().dead.load(std::sync::atomic::Ordering::Acquire) != pid
+}
+
+pub(crate) fn rest(_us: u32) {
+    yield_now();
 }
 
 pub(crate) fn yield_now() {

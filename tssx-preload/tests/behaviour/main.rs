@@ -4,7 +4,7 @@
 //! Read [`cases`] first: a case is two functions, one for each end of a connection. [`harness`] starts each end as a
 //! process of its own (this very program with `--play`), plain or with `LD_PRELOAD`, and compares the transcripts.
 //! [`programs`] does the same with Python and C programs, [`cpython`] with CPython's own tests, [`redis`] with a real server;
-//! [`log`] reads the debug log; [`exchange`] moves gigabytes, [`quiet`] proves what the data path does not do, [`symbols`] knows what of
+//! [`log`] reads the debug log; [`exchange`] moves gigabytes, [`kills`] kills, [`quiet`] proves what the data path does not do, [`symbols`] knows what of
 //! libc is interposed; [`inert`] shows what the library must not do to programs that never use a selected socket; [`census`] counts at the
 //! end what was left behind.
 //!
@@ -21,6 +21,7 @@ mod faults;
 mod files;
 mod harness;
 mod inert;
+mod kills;
 mod ledger;
 mod library;
 mod log;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
     trials.extend(programs::trials());
     trials.extend(cpython::trials());
     trials.extend(exchange::trials());
+    trials.extend(kills::trials());
     trials.extend(quiet::trials());
     trials.extend(symbols::trials());
     trials.extend(inert::trials());

@@ -13,7 +13,7 @@ use tssx_core::reason::{REASON_COUNT, Reason};
 
 /// Sums over all connections of one process, or of several.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     /// Connections that were made.
     pub connections: u64,
     /// Program bytes that were sent.
@@ -23,6 +23,9 @@ pub(super) struct Counts {
     /// Of the bytes those that were sent through a ring, and through the kernel.
     pub ring_bytes: u64,
     pub kernel_bytes: u64,
+    /// Program bytes that were received from a ring, and from the kernel.
+    pub ring_received: u64,
+    pub kernel_received: u64,
     /// Connections by the reason why they stayed on, or went back to, the kernel socket.
     pub reasons: Vec<u64>,
 }
@@ -51,7 +54,7 @@ impl Counts {
     ///
     /// # Errors
     /// The memory map names a ledger that cannot be read.
-    pub(super) fn of_this_process(connections: u64, bytes: u64) -> Result<Self> {
+    pub(crate) fn of_this_process(connections: u64, bytes: u64) -> Result<Self> {
         let mut counts = Self { connections, bytes, reasons: vec![0; REASON_COUNT], ..Self::default() };
         let maps = std::fs::read_to_string("/proc/self/maps")?;
         let Some(line) = maps.lines().find(|line| line.contains("/memfd:tssx-ledger")) else { return Ok(counts) };
@@ -70,16 +73,20 @@ impl Counts {
         for slot in (0..used).map(|slot| slot * SLOT_SIZE) {
             counts.ring_bytes += slots.u64(slot + offset_of!(Slot, ring_tx_bytes));
             counts.kernel_bytes += slots.u64(slot + offset_of!(Slot, kernel_tx_bytes));
+            counts.ring_received += slots.u64(slot + offset_of!(Slot, ring_rx_bytes));
+            counts.kernel_received += slots.u64(slot + offset_of!(Slot, kernel_rx_bytes));
         }
         Ok(counts)
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.connections += other.connections;
         self.bytes += other.bytes;
         self.upgraded += other.upgraded;
         self.ring_bytes += other.ring_bytes;
         self.kernel_bytes += other.kernel_bytes;
+        self.ring_received += other.ring_received;
+        self.kernel_received += other.kernel_received;
         self.reasons.resize(self.reasons.len().max(other.reasons.len()), 0);
         for (sum, more) in self.reasons.iter_mut().zip(&other.reasons) {
             *sum += more;
@@ -87,7 +94,7 @@ impl Counts {
     }
 
     /// Ends of connections that went back to the kernel socket because of something that a ring cannot do.
-    pub(super) fn demoted(&self) -> u64 {
+    pub(crate) fn demoted(&self) -> u64 {
         let went_back = [
             Reason::AncillaryData,
             Reason::Splice,
@@ -101,14 +108,14 @@ impl Counts {
     }
 
     /// Reasons with their counts, for a report.
-    pub(super) fn reasons(&self) -> String {
+    pub(crate) fn reasons(&self) -> String {
         let counted = (0_u32..).zip(&self.reasons).filter(|(_, count)| **count > 0);
         let named = counted.filter_map(|(code, count)| Some(format!("{} {count}", Reason::from_code(code)?.name())));
         named.collect::<Vec<_>>().join(", ")
     }
 
     /// Share of the bytes that went through rings, in percent.
-    pub(super) fn ring_share(&self) -> f64 {
+    pub(crate) fn ring_share(&self) -> f64 {
         self.ring_bytes as f64 * 100.0 / (self.ring_bytes + self.kernel_bytes).max(1) as f64
     }
 }

@@ -25,8 +25,10 @@ use clap::{Args, ValueEnum};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use counts::Counts;
-use plan::{Demotion, Dice, Plan};
+pub(crate) use counts::Counts;
+pub(crate) use pattern::Pattern;
+pub(crate) use plan::Dice;
+use plan::{Demotion, Plan};
 use watch::Watch;
 
 use crate::environment::without_library;

@@ -6,7 +6,7 @@ pub(super) const WORD: usize = size_of::<u64>();
 
 /// The bytes of one direction of one connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pattern(pub u64);
+pub(crate) struct Pattern(pub u64);
 
 /// Bytes of a word from the position `from` on, for unaligned ends.
 fn lead(position: u64) -> usize {
@@ -24,7 +24,7 @@ impl Pattern {
     }
 
     /// Fills `into` with the stream's bytes from the position `from` on, which must be a multiple of [`WORD`].
-    pub(super) fn fill(self, from: u64, into: &mut [u8]) {
+    pub(crate) fn fill(self, from: u64, into: &mut [u8]) {
         let mut index = from / WORD as u64;
         let mut words = into.chunks_exact_mut(WORD);
         for word in words.by_ref() {
@@ -37,7 +37,7 @@ impl Pattern {
     }
 
     /// Position of the first byte that is not what the stream has there, if any. `bytes` begin at the position `from`.
-    pub(super) fn first_wrong(self, from: u64, bytes: &[u8]) -> Option<u64> {
+    pub(crate) fn first_wrong(self, from: u64, bytes: &[u8]) -> Option<u64> {
         let head = bytes.len().min((WORD - lead(from)) % WORD);
         let (head, body) = bytes.split_at(head);
         let mut words = body.chunks_exact(WORD);
@@ -57,7 +57,7 @@ impl Pattern {
     }
 
     /// What a wrong part looks like: the bytes around it, and where in this stream they would belong, if anywhere.
-    pub(super) fn explain(self, wrong: u64, from: u64, bytes: &[u8]) -> String {
+    pub(crate) fn explain(self, wrong: u64, from: u64, bytes: &[u8]) -> String {
         let at = (wrong - from) as usize;
         let shown = bytes.get(at..bytes.len().min(at + 24)).unwrap_or_default();
         let right: Vec<u8> = (wrong..).take(shown.len()).map(|position| self.byte(position)).collect();

@@ -15,16 +15,16 @@ const CALLS_MAX: u64 = 2000;
 
 /// A small generator (splitmix64): the same numbers on every machine.
 #[derive(Clone, Debug)]
-pub(super) struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub(super) fn new(seed: u64, stream: u64) -> Self {
+    pub(crate) fn new(seed: u64, stream: u64) -> Self {
         let mut dice = Self(seed.wrapping_mul(0xD129_0655_0AE2_8B4F) ^ stream.wrapping_mul(0xA076_1D64_78BD_642F));
         dice.next();
         dice
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -33,20 +33,20 @@ impl Dice {
     }
 
     /// Below `end`, which is not 0.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
-    pub(super) fn one_in(&mut self, count: u64) -> bool {
+    pub(crate) fn one_in(&mut self, count: u64) -> bool {
         self.below(count) == 0
     }
 
-    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 
     /// From 1 to `most`, small ones as often as large ones: as many in each power of two.
-    pub(super) fn size(&mut self, most: u64) -> u64 {
+    pub(crate) fn size(&mut self, most: u64) -> u64 {
         let bits = u64::from(most.max(1).ilog2()) + 1;
         let top = 1_u64 << self.below(bits);
         (top + self.below(top)).min(most)

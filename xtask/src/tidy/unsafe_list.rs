@@ -19,6 +19,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-core/src/shared_bytes.rs",
     "tssx-core/src/sync.rs",
     "tssx-core/src/sys.rs",
+    "tssx-core/src/sys/process.rs",
     "tssx-ebpf/src/main.rs",
     "tssx-preload/src/abi/aio.rs",
     "tssx-preload/src/abi/close.rs",
@@ -78,4 +79,5 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-trace/src/ledgers.rs",
     "tssx-trace/src/probe.rs",
     "xtask/src/exchange/raw.rs",
+    "xtask/src/kills/forked.rs",
 ];
