@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicPtr, AtomicUsize};
 use crate::endpoint::Endpoint;
 use crate::memory::{self, ZeroInit};
 use crate::readiness::interest::EpollSet;
+use crate::readiness::pending::Pending;
 
 /// Entries of one chunk, and bits of a descriptor that index it.
 const CHUNK_BITS: u32 = 12;
@@ -50,8 +51,8 @@ pub(crate) enum Entry {
     Listener(Option<u32>),
     /// A mailbox of ours, for this endpoint. Not the program's.
     Mailbox(&'static Endpoint),
-    /// Something that is in an epoll set and was not a selected stream when it was added.
-    Registered,
+    /// Something that is in an epoll set and was not a selected stream when it was added: what the set was told, if it may become one.
+    Registered(Option<&'static Pending>),
 }
 
 impl Entry {
@@ -61,7 +62,9 @@ impl Entry {
             Self::Epoll(set) => core::ptr::from_ref(set).expose_provenance() | TAG_EPOLL,
             Self::Listener(path) => path.map_or(0, |index| (index as usize) + 1) << 3 | TAG_LISTENER,
             Self::Mailbox(endpoint) => core::ptr::from_ref(endpoint).expose_provenance() | TAG_MAILBOX,
-            Self::Registered => TAG_REGISTERED,
+            Self::Registered(pending) => {
+                pending.map_or(0, |pending| core::ptr::from_ref(pending).expose_provenance()) | TAG_REGISTERED
+            }
         }
     }
 
@@ -75,7 +78,7 @@ impl Entry {
             match word & TAG_MASK {
                 TAG_STREAM => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Stream),
                 TAG_EPOLL => core::ptr::with_exposed_provenance::<EpollSet>(address).as_ref().map(Self::Epoll),
-                TAG_REGISTERED => Some(Self::Registered),
+                TAG_REGISTERED => Some(Self::Registered(core::ptr::with_exposed_provenance::<Pending>(address).as_ref())),
                 TAG_MAILBOX => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Mailbox),
                 _ => Some(Self::Listener(u32::try_from(address >> 3).ok().and_then(|index| index.checked_sub(1)))),
             }

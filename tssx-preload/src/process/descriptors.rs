@@ -10,6 +10,7 @@ use tssx_core::sys;
 use crate::endpoint::Endpoint;
 use crate::errno::{self, Result};
 use crate::fd_table::{self, Entry};
+use crate::readiness::pending::Pending;
 use crate::socket::{fallback, recall};
 use crate::{next, process};
 
@@ -63,7 +64,8 @@ fn part_with(fd: c_int, entry: Option<Entry>, cause: Cause) -> Closing {
             // The program closes every number it finds. Ours to lose: the connection tries again later.
             endpoint.schedule.forget_mailbox();
         }
-        Some(Entry::Listener(_) | Entry::Registered) | None => {}
+        Some(Entry::Registered(Some(pending))) => pending.forget(),
+        Some(Entry::Listener(_) | Entry::Registered(None)) | None => {}
     }
     Closing { last_of }
 }
@@ -151,7 +153,14 @@ fn duplicated(fd: c_int, copy: c_int) {
             let previous = fd_table::set(copy, Some(Entry::Listener(path))).ok().flatten();
             retire(copy, previous, Cause::Stale);
         }
-        Some(Entry::Mailbox(_) | Entry::Registered) | None => clear_stale(copy),
+        Some(Entry::Registered(pending)) => {
+            // Either may be connected; the set knows the first number, which may be closed by then.
+            let _ = fd_table::set(fd, Some(Entry::Registered(None)));
+            pending.into_iter().for_each(Pending::forget);
+            let previous = fd_table::set(copy, Some(Entry::Registered(None))).ok().flatten();
+            retire(copy, previous, Cause::Stale);
+        }
+        Some(Entry::Mailbox(_)) | None => clear_stale(copy),
     }
 }
 

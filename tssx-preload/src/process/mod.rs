@@ -13,7 +13,6 @@ use core::sync::atomic::{AtomicU32, AtomicUsize};
 use core::ffi::c_int;
 
 use libc::pid_t;
-use tssx_core::reason::Reason;
 use tssx_core::{clock, sys};
 
 use crate::fd_table::{self, Entry};
@@ -164,6 +163,7 @@ fn in_child() {
     endpoint::pool_after_fork_in_child();
     readiness::interest::pool_after_fork_in_child();
     readiness::control::after_fork_in_child();
+    readiness::pending::pool_after_fork_in_child();
     mailboxes::after_fork_in_child();
     fd_table::for_each(0, u32::MAX, |fd, entry| match entry {
         Entry::Stream(endpoint) => endpoint.after_fork_in_child(),
@@ -173,20 +173,21 @@ fn in_child() {
             let _ = fd_table::set(fd, None);
             sys::close(fd);
         }
-        Entry::Listener(_) | Entry::Registered => {}
+        Entry::Listener(_) | Entry::Registered(_) => {}
     });
 }
 
-/// The new image has no ring: connections that it is meant to use go back to the kernel socket. Meant are those on 0, 1 and 2,
-/// and those that nobody else holds; others, which a forked helper merely inherits, stay with their holder.
+/// The new image has no ring: connections that it inherits go back to the kernel socket, whether or not it will use them, for nobody
+/// can know. A helper that a server starts by fork and exec should not inherit what is not its business (FD_CLOEXEC).
 fn hand_over() {
-    fd_table::for_each(0, u32::MAX, |fd, entry| {
-        let Entry::Stream(endpoint) = entry else { return };
-        let survives = sys::fcntl(fd, libc::F_GETFD, 0).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0);
-        let meant = fd <= 2 || endpoint.slot().is_some_and(|slot| slot.holders.load(Relaxed) == 1);
-        if survives && meant {
-            recall::leave_rings_now(fd, Reason::DescriptorTravels);
-        }
+    recall::leave_all_rings_now(|visit| {
+        fd_table::for_each(0, u32::MAX, |fd, entry| {
+            if matches!(entry, Entry::Stream(_))
+                && sys::fcntl(fd, libc::F_GETFD, 0).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
+            {
+                visit(fd);
+            }
+        });
     });
 }
 

@@ -11,7 +11,7 @@ use tssx_core::sys;
 
 use super::edge::{EDGE, NOTHING_REPORTED};
 use super::interest::{EpollSet, Open, Watch};
-use super::{epoll, oneshot, state};
+use super::{epoll, oneshot, pending, state};
 use crate::endpoint::{Endpoint, Way, lock_stream};
 use crate::fd_table::{self, Entry};
 use crate::init;
@@ -111,7 +111,7 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
         nested(fd);
     }
     let Some(endpoint) = fd_table::stream(fd) else {
-        note_registered(operation, fd);
+        pending::note(epoll, operation, fd, event.filter(|_| adds));
         return;
     };
     let known = fd_table::epoll(epoll);
@@ -158,17 +158,10 @@ fn widen(fd: c_int) {
     }
 }
 
-/// Remembers that a socket is in some set: if it is connected later, to a selected name, it stays with the kernel.
-fn note_registered(operation: c_int, fd: c_int) {
-    match fd_table::get(fd) {
-        None if operation == libc::EPOLL_CTL_ADD && init::active().is_some() => {
-            let _ = fd_table::set(fd, Some(Entry::Registered));
-        }
-        Some(Entry::Registered) if operation == libc::EPOLL_CTL_DEL => {
-            let _ = fd_table::set(fd, None);
-        }
-        _ => {}
-    }
+/// A socket that was in a set before it was connected is a selected stream now. False if its record cannot be made: then it stays with
+/// the kernel.
+pub(crate) fn connected(fd: c_int, told: Option<(&'static EpollSet, epoll_event)>) -> bool {
+    told.zip(fd_table::stream(fd)).is_some_and(|((set, event), endpoint)| Noted::new(set, fd, endpoint, Some(event)).kept)
 }
 
 /// Held while a set is made for an epoll descriptor.
@@ -185,7 +178,7 @@ pub(crate) fn created(epoll: c_int) {
 }
 
 /// An epoll descriptor that is new, or was made before we were asked: notes begin now.
-fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
+pub(super) fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
     init::active()?;
     // Two threads may add the first streams at the same time: there must be one set.
     let _guard = held::acquire(&ADOPTING, Kind::Other);

@@ -73,6 +73,8 @@ pub(crate) struct EpollSet {
     pub(crate) once: AtomicU32,
     /// 1 once a stream was added: until then a wait costs nothing here.
     pub(crate) used: AtomicU32,
+    /// Tells the epoll instances apart that these notes are used for, one after the other.
+    pub(crate) generation: AtomicU64,
     /// When the kernel was asked last, in ticks.
     pub(crate) asked: AtomicU64,
     pub(crate) spin: SpinBudget,
@@ -113,6 +115,7 @@ impl EpollSet {
     /// A set for a new epoll descriptor.
     pub(crate) fn create() -> Option<&'static Self> {
         let set = POOL.take()?;
+        set.generation.fetch_add(1, Relaxed);
         set.descriptors.store(0, Relaxed);
         set.sleepers.store(0, Relaxed);
         set.plain_sleepers.store(0, Relaxed);

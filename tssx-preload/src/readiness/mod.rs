@@ -6,7 +6,7 @@
 //!
 //! - [`state`]: what one descriptor's rings say, and what the kernel's answer for it means;
 //! - [`poll`], [`select`]: a set that is given anew with each call;
-//! - [`interest`], [`control`], [`epoll`]: a set that the kernel keeps, and our notes about the streams in it;
+//! - [`interest`], [`control`], [`epoll`]: a set that the kernel keeps, and our notes about the streams in it; [`pending`]: a socket in it that is connected later;
 //! - [`nested`]: a set that is polled itself; [`edge`], [`oneshot`]: streams that are reported when something is new, or once;
 //! - [`deadline`]: what is left of a time-out after looking.
 
@@ -17,6 +17,7 @@ pub(crate) mod epoll;
 pub(crate) mod interest;
 mod nested;
 mod oneshot;
+pub(crate) mod pending;
 pub(crate) mod poll;
 pub(crate) mod select;
 pub(crate) mod state;

@@ -20,6 +20,8 @@ use crate::endpoint::{Endpoint, Way, lock_stream};
 use crate::fd_table::{self, Entry};
 use crate::process::descriptors;
 use crate::process::log::{self, Event};
+use crate::readiness::control;
+use crate::readiness::pending::Pending;
 use crate::{init, process};
 
 /// Bytes of an address before the name.
@@ -65,10 +67,13 @@ pub(crate) unsafe fn connected(fd: c_int, address: *const sockaddr, length: sock
         && is_stream(fd)
         && let Some(path) = init::ledger().and_then(|ledger| slots::path_index(ledger, name))
     {
-        // In an epoll set already: we have no note of that set.
-        let registered = matches!(fd_table::get(fd), Some(Entry::Registered));
+        // In an epoll set already?
+        let told = match fd_table::get(fd) {
+            Some(Entry::Registered(pending)) => Some(pending.and_then(Pending::told)),
+            _ => None,
+        };
         select(fd, path, ROLE_CONNECTOR);
-        if registered {
+        if told.is_some_and(|told| !control::connected(fd, told)) {
             give_up(fd, Reason::EpollMode);
         }
     }

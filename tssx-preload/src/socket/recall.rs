@@ -29,30 +29,50 @@ const ANSWER_US: u64 = 200_000;
 /// Before the descriptor is handed on: afterwards the kernel socket alone carries both directions, or will, in order.
 pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
     // A message can name a descriptor several times: the peer has been waited for once.
-    let asked = lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RECALLED);
-    let Some(segment) = leave(fd, reason, recall::revoke) else { return };
-    if asked {
-        return;
+    let asked = is_recalled(fd);
+    if leave(fd, reason, recall::revoke, true).is_some() && !asked {
+        wait_while(|| is_unanswered(fd));
     }
-    wait_while(|| {
-        // A writer that waits for room, asleep in the kernel, goes on when its junk is taken, and answers.
-        let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
-        let settled = recall::settle(fd, rx.slot, &segment);
-        !(settled && (recall::is_answered(&segment) || rx.slot.rx_mode.load(Relaxed) == MODE_RING))
+}
+
+/// Before the process becomes another program: the same for all descriptors that `each` visits. It waits for their peers together, and not
+/// for a send that another process of the family is asleep in for longer than that: an exec does not.
+pub(crate) fn leave_all_rings_now(each: impl Fn(&mut dyn FnMut(c_int))) {
+    each(&mut |fd| {
+        leave(fd, Reason::DescriptorTravels, recall::revoke, false);
     });
+    wait_while(|| {
+        let mut unanswered = false;
+        each(&mut |fd| unanswered |= is_unanswered(fd));
+        unanswered
+    });
+}
+
+fn is_recalled(fd: c_int) -> bool {
+    lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RECALLED)
+}
+
+/// Whether the peer still has to say what becomes of the ring that was taken from it. Takes doorbells meanwhile: a writer that waits for
+/// room, asleep in the kernel, goes on when its junk is taken, and answers.
+fn is_unanswered(fd: c_int) -> bool {
+    let Some(rx) = lock_stream(fd, Way::Rx) else { return false };
+    let Some(segment) = rx.segment else { return false };
+    let settled = recall::settle(fd, rx.slot, &segment);
+    !(settled && (recall::is_answered(&segment) || rx.slot.rx_mode.load(Relaxed) == MODE_RING))
 }
 
 /// Before something that only the kernel socket has: both directions end their rings as soon as may be. What is in the ring that we
 /// read stays there until the program has read it, whether or not the peer ever answers.
 pub(crate) fn wind_down(fd: c_int, reason: Reason) {
-    let Some(segment) = leave(fd, reason, recall::ask_for_end) else { return };
+    let Some(segment) = leave(fd, reason, recall::ask_for_end, true) else { return };
     // A peer that has said its last word, or is dead, answers no more.
     let gone = || doorbell::peer_ending(&segment) || sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLHUP != 0;
     wait_while(|| !recall::is_answered(&segment) && !gone());
 }
 
-/// Ends the sending direction's ring, and asks the peer by `ask` to end the other.
-fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment> {
+/// Ends the sending direction's ring, and asks the peer by `ask` to end the other. `waits`: as long as another thread or process is asleep
+/// in a send, else only a while.
+fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment), waits: bool) -> Option<Segment> {
     establish::give_up(fd, reason);
     let rx = lock_stream(fd, Way::Rx)?;
     rx.endpoint.count_refusal(); // those of another process will not be counted
@@ -65,7 +85,11 @@ fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment>
         answer(fd);
         is_giving_back(fd)
     });
-    let _ = fallback::before_foreign_write(fd, reason, !is_giving_back(fd));
+    let waits = waits && !is_giving_back(fd);
+    if !waits {
+        wait_while(|| lock_stream(fd, Way::Tx).is_some_and(|tx| tx.slot.kernel_tx_inflight.load(Relaxed) > 0));
+    }
+    let _ = fallback::before_foreign_write(fd, reason, waits);
     Some(segment)
 }
 

@@ -7,12 +7,14 @@ mod ends;
 mod epolling;
 mod faults;
 mod gluing;
+mod images;
 mod interrupts;
 mod many;
 mod moving;
 mod news;
 mod nonblocking;
 mod options;
+mod pending;
 mod polling;
 mod processes;
 mod readiness;
@@ -28,6 +30,7 @@ mod vectors;
 mod waiting;
 
 use crate::harness::Case;
+pub(crate) use images::carry_on;
 pub(crate) use selection::selection;
 
 const TOPICS: &[&[Case]] = &[
@@ -38,12 +41,14 @@ const TOPICS: &[&[Case]] = &[
     epolling::CASES,
     faults::CASES,
     gluing::CASES,
+    images::CASES,
     interrupts::CASES,
     many::CASES,
     moving::CASES,
     news::CASES,
     nonblocking::CASES,
     options::CASES,
+    pending::CASES,
     polling::CASES,
     processes::CASES,
     readiness::CASES,

@@ -1,4 +1,4 @@
-//! epoll sets that hold more than streams, are shared by threads, or were there before the connection.
+//! epoll sets that hold more than streams, or are shared by threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -11,14 +11,11 @@ use crate::waits::{By, control, eventfd, events, timerfd};
 pub(super) const CASES: &[Case] = &[
     Case { name: "epoll-with-an-eventfd-and-a-timerfd", server: fair_server, client: fair_client, expect: Expect::Accelerated },
     Case { name: "epoll-set-of-two-threads", server: threads_server, client: threads_client, expect: Expect::Either },
-    Case { name: "epoll-before-connected", server: before_server, client: before_client, expect: Expect::Either },
     Case { name: "epoll-edges-of-many-writes", server: stream_server, client: stream_client, expect: Expect::Either },
 ];
 
 const ADD: i32 = libc::EPOLL_CTL_ADD;
-const MOD: i32 = libc::EPOLL_CTL_MOD;
 const IN: i32 = libc::EPOLLIN;
-const OUT: i32 = libc::EPOLLOUT;
 const ET: i32 = libc::EPOLLET;
 const RDHUP: i32 = libc::EPOLLRDHUP;
 
@@ -88,30 +85,6 @@ fn threads_client(role: &Role) {
         all.iter().for_each(|fd| write_all(*fd, &[1; 64]));
     }
     role.meet();
-}
-
-fn before_server(role: &Role) {
-    let fd = role.open();
-    role.exchange(fd, 30);
-    role.note("end", sys::read(fd, &mut [0]));
-}
-
-/// A descriptor that is in the set before it is connected.
-fn before_client(role: &Role) {
-    let fd = sys::socket(libc::SOCK_STREAM);
-    let epoll = sys::epoll_create();
-    role.note("add", control(epoll, ADD, fd, IN | OUT, 1));
-    role.note("unconnected", events(By::Wait, epoll, 16, Duration::ZERO));
-    role.note("connect", sys::connect(fd, &role.path().to_string_lossy()));
-    role.note("connected", events(By::Wait, epoll, 16, Duration::ZERO));
-    for round in 0..30 {
-        write_all(fd, &[round]);
-        assert_eq!(control(epoll, MOD, fd, IN, 1), Ok(0));
-        assert_eq!(events(By::Wait, epoll, 16, SOON), Ok(vec![(1, IN as u32)]), "round {round}");
-        assert_eq!(sys::read(fd, &mut [0; 9]), Ok(1));
-    }
-    role.note("nothing", events(By::Wait, epoll, 16, Duration::ZERO));
-    role.note("close", sys::close(fd));
 }
 
 /// Whoever reads until EAGAIN after each edge misses nothing.
