@@ -19,6 +19,7 @@ mod environment;
 mod exchange;
 mod faults;
 mod files;
+mod filter;
 mod harness;
 mod inert;
 mod kills;

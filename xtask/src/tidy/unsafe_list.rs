@@ -64,6 +64,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-preload/tests/behaviour/cases/descriptors.rs",
     "tssx-preload/tests/behaviour/faults.rs",
     "tssx-preload/tests/behaviour/files.rs",
+    "tssx-preload/tests/behaviour/filter.rs",
     "tssx-preload/tests/behaviour/ledger.rs",
     "tssx-preload/tests/behaviour/messages.rs",
     "tssx-preload/tests/behaviour/rare.rs",

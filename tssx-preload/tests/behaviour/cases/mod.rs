@@ -9,6 +9,7 @@ mod faults;
 mod gluing;
 mod images;
 mod interrupts;
+mod limits;
 mod many;
 mod moving;
 mod news;
@@ -43,6 +44,7 @@ const TOPICS: &[&[Case]] = &[
     gluing::CASES,
     images::CASES,
     interrupts::CASES,
+    limits::CASES,
     many::CASES,
     moving::CASES,
     news::CASES,
