@@ -50,7 +50,15 @@ pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Errno> {
 /// cannot be told to be stale would keep the socket readable for nothing.
 fn ring(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Errno> {
     segment.tx().doorbells.fetch_add(1, Release);
-    let sent = kernel::send(fd, JUNK.get(..1).unwrap_or(&JUNK));
+    let bell = JUNK.get(..1).unwrap_or(&JUNK);
+    let mut sent = kernel::send(fd, bell);
+    if sent == Err(Errno::AGAIN) && segment.tx().writer_waiting.load(Relaxed) == 0 {
+        // What the peer has not read from before the switch fills the small buffer. That is readable, but an edge-triggered set must be told
+        // of what is new.
+        let _ = kernel::setsockopt(fd, libc::SO_SNDBUF, (slot.sndbuf.load(Relaxed) / 2).cast_signed());
+        sent = kernel::send(fd, bell);
+        let _ = kernel::setsockopt(fd, libc::SO_SNDBUF, 1);
+    }
     if sent.is_ok() {
         slot.doorbell_tx_bytes.fetch_add(1, Relaxed);
         slot.doorbell_tx_calls.fetch_add(1, Relaxed);

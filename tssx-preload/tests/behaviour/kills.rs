@@ -12,7 +12,7 @@ use crate::process::Process;
 /// Longest that a run may take; it notices a hang by itself before.
 const RUN_DEADLINE: Duration = Duration::from_secs(240);
 /// How many are killed in a run.
-const COUNT: &str = "840";
+const COUNT: &str = "900";
 /// One seed is one choice of paces and moments.
 const SEEDS: [&str; 2] = ["1", "2"];
 

@@ -201,7 +201,7 @@ fn play(survivor: &mut Survivor, library: Option<&Path>, directory: &Path, seed:
     let mut victim = command.spawn().with_context(|| format!("cannot start `{}`", run::shown(&command)))?;
     let result = (|| {
         ensure!(survivor.hear("that it is connected")? == survivor::CONNECTED, "the survivor failed; what it said is above");
-        let target = if plan.kind == Kind::Family { forked_id(&mut victim)? } else { victim.id() };
+        let target = if plan.kind.is_family() { forked_id(&mut victim)? } else { victim.id() };
         wait(Duration::from_micros(plan.delay_us));
         let killed = now()?;
         kill(Pid::from_raw(target.cast_signed()), Signal::SIGKILL).context("the victim is gone already")?;
@@ -209,7 +209,7 @@ fn play(survivor: &mut Survivor, library: Option<&Path>, directory: &Path, seed:
         Ok((killed, outcome))
     })();
     // Gone already is what we want; of a family the rest ends by itself.
-    let status = if plan.kind == Kind::Family && result.is_ok() {
+    let status = if plan.kind.is_family() && result.is_ok() {
         victim.wait()?
     } else {
         let _ = victim.kill();
@@ -219,7 +219,7 @@ fn play(survivor: &mut Survivor, library: Option<&Path>, directory: &Path, seed:
     ensure!(status.code().is_none_or(|code| code == 0), "the victim failed; what it said is above");
     judge(plan, &record, &outcome)?;
     let noticed = outcome.at_ns.saturating_sub(killed);
-    Ok((plan.kind != Kind::Family).then_some(Duration::from_nanos(noticed)))
+    Ok((!plan.kind.is_family()).then_some(Duration::from_nanos(noticed)))
 }
 
 /// What was written must have come, and nothing else; and the end must be the kernel's.
@@ -235,7 +235,7 @@ fn judge(plan: &Plan, record: &Record, outcome: &Outcome) -> Result<()> {
     }
     let right: &[End] = match plan.kind {
         Kind::BothWays => &[End::OfFile, End::Reset, End::Broken],
-        kind if kind.receives() => &[End::OfFile],
+        kind if kind.receives() || kind.is_family() => &[End::OfFile],
         _ => &[End::Reset, End::Broken],
     };
     ensure!(right.contains(&outcome.end), "the end was {:?}", outcome.end);

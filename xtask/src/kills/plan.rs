@@ -30,12 +30,19 @@ pub(super) enum Kind {
     BothWays,
     /// read(2); two forked processes write at the other end, and one of them is killed.
     Family,
+    /// write(2); two forked processes read at the other end, and one of them is killed.
+    Readers,
 }
 
 impl Kind {
     /// Whether the survivor receives, and what came can be held against what was written.
     pub(super) fn receives(self) -> bool {
-        !matches!(self, Self::Write | Self::Sendmsg | Self::PollOut | Self::EpollOut)
+        !matches!(self, Self::Write | Self::Sendmsg | Self::PollOut | Self::EpollOut | Self::Readers)
+    }
+
+    /// Whether the victim is one of two, and its end lives on.
+    pub(super) fn is_family(self) -> bool {
+        matches!(self, Self::Family | Self::Readers)
     }
 }
 

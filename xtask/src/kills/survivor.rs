@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::calls::{Receiver, Sender};
 use super::plan::{Kind, Plan};
-use super::victim::RECORD;
+use super::victim::{FAMILY_TIME, RECORD, warm_up, write_last, write_records};
 use super::{EndOptions, PATIENCE, now};
 use crate::exchange::{Counts, Pattern};
 
@@ -103,8 +104,12 @@ fn descriptors() -> Result<BTreeMap<String, String>> {
 }
 
 fn play(plan: &Plan, stream: &UnixStream) -> Result<Outcome> {
+    if plan.kind.is_family() {
+        warm_up(stream, false)?;
+    }
     match plan.kind {
         Kind::Family => records(stream),
+        Kind::Readers => write_to_family(plan, stream),
         Kind::BothWays => thread::scope(|scope| {
             let writer = scope.spawn(|| send(plan, stream));
             let got = receive(plan, stream)?;
@@ -179,6 +184,22 @@ fn records(stream: &UnixStream) -> Result<Outcome> {
         wrong = wrong.or_else(|| Some(format!("the last record is {last:?}: the living one's are not all there")));
     }
     Ok(Outcome { received: next[1] * RECORD as u64, end, at_ns: now()?, wrong })
+}
+
+/// Writes records for two readers, and waits for the end of the one that lives.
+fn write_to_family(plan: &Plan, stream: &UnixStream) -> Result<Outcome> {
+    let start = Instant::now();
+    write_records(plan, stream, 0, None, || start.elapsed() < FAMILY_TIME)?;
+    if let Some(rest) = FAMILY_TIME.checked_sub(start.elapsed()) {
+        thread::sleep(rest); // the last record is for the one that lives
+    }
+    write_last(stream)?;
+    stream.shutdown(Shutdown::Write)?;
+    let end = match Receiver::new(Kind::Read, stream)?.receive(&mut [0])? {
+        Ok(_) => End::Broken,
+        Err(end) => end,
+    };
+    Ok(Outcome { received: 0, end, at_ns: now()?, wrong: None })
 }
 
 /// Connects to a socket that is about to be bound.

@@ -1,6 +1,7 @@
 //! The end that is killed.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,8 +16,10 @@ use super::record::Record;
 use super::{EndOptions, PATIENCE, forked};
 use crate::exchange::{Dice, Pattern};
 
-/// How long the one of a family that is not killed goes on.
-const FAMILY_TIME: Duration = Duration::from_millis(35);
+/// How long a family's connection goes on: longer than the one lives that is killed.
+pub(super) const FAMILY_TIME: Duration = Duration::from_millis(35);
+/// Messages there and back before a family begins.
+const WARM_UP: usize = 40;
 /// Bytes of a family's records: the writer, and the record's number.
 pub(super) const RECORD: usize = 16;
 
@@ -34,8 +37,12 @@ pub(crate) fn die(options: &EndOptions) -> Result<()> {
     } else {
         UnixListener::bind(&socket)?.accept()?.0
     };
+    if plan.kind.is_family() {
+        warm_up(&stream, true)?;
+    }
     match plan.kind {
-        Kind::Family => family(&plan, &stream, &record),
+        Kind::Family => writers(&plan, &stream, &record),
+        Kind::Readers => readers(options, &stream),
         Kind::BothWays => thread::scope(|scope| {
             let reader = scope.spawn(|| receive(&plan, &stream));
             send(&plan, &stream, &record)?;
@@ -44,7 +51,7 @@ pub(crate) fn die(options: &EndOptions) -> Result<()> {
         kind if kind.receives() => send(&plan, &stream, &record),
         _ => receive(&plan, &stream),
     }?;
-    if plan.kind == Kind::Family {
+    if plan.kind.is_family() {
         return Ok(());
     }
     thread::sleep(PATIENCE * 2);
@@ -52,7 +59,7 @@ pub(crate) fn die(options: &EndOptions) -> Result<()> {
 }
 
 /// Between two calls. False when there are to be no more.
-fn pause(plan: &Plan, dice: &mut Dice, calls: u64) -> bool {
+pub(super) fn pause(plan: &Plan, dice: &mut Dice, calls: u64) -> bool {
     match plan.pace {
         Pace::Flood => true,
         Pace::Trickle => {
@@ -80,7 +87,6 @@ fn send(plan: &Plan, mut stream: &UnixStream, record: &Record) -> Result<()> {
 }
 
 fn receive(plan: &Plan, mut stream: &UnixStream) -> Result<()> {
-    use std::io::Read;
     // The survivor's bytes are another stream than the victim's.
     let (mut dice, pattern) = (plan.dice(), Pattern(!plan.pattern));
     let (mut received, mut calls) = (0, 0);
@@ -99,14 +105,27 @@ fn receive(plan: &Plan, mut stream: &UnixStream) -> Result<()> {
     Ok(())
 }
 
+/// Enough of a conversation to be accelerated: an end that two processes hold would not be.
+pub(super) fn warm_up(mut stream: &UnixStream, first: bool) -> Result<()> {
+    let mut byte = [0];
+    for _ in 0..WARM_UP {
+        if first {
+            stream.write_all(&byte)?;
+        }
+        stream.read_exact(&mut byte)?;
+        if !first {
+            stream.write_all(&byte)?;
+        }
+    }
+    Ok(())
+}
+
 /// Two processes write records to one connection; the parent for a while longer than the child lives.
-fn family(plan: &Plan, stream: &UnixStream, record: &Record) -> Result<()> {
+fn writers(plan: &Plan, stream: &UnixStream, record: &Record) -> Result<()> {
     let start = Instant::now();
     match forked::forked()? {
         ForkResult::Child => {
-            set_pdeathsig(Signal::SIGKILL)?;
-            println!("{}", getpid());
-            std::io::stdout().flush()?;
+            say_id()?;
             write_records(plan, stream, 1, Some(record), || true)?;
             thread::sleep(PATIENCE * 2);
             bail!("nobody has killed the child")
@@ -115,13 +134,13 @@ fn family(plan: &Plan, stream: &UnixStream, record: &Record) -> Result<()> {
             write_records(plan, stream, 0, None, || start.elapsed() < FAMILY_TIME)?;
             nix::sys::wait::waitpid(child, None)?;
             // With the dead child's share of it gone, the connection must still work.
-            write_records(plan, stream, 0, None, || false)
+            write_last(stream)
         }
     }
 }
 
-/// Writes records of `writer`, each whole; at the end one with the number that says so.
-fn write_records(
+/// Writes records of `writer`, each whole, as long as there are to be `more`.
+pub(super) fn write_records(
     plan: &Plan,
     mut stream: &UnixStream,
     writer: u64,
@@ -137,8 +156,68 @@ fn write_records(
         ensure!(stream.write(&bytes)? == RECORD, "a record was cut");
         record.map_or(Ok(()), |record| record.accepted(number * RECORD as u64))?;
     }
-    if !more() {
-        ensure!(stream.write(&[writer.to_le_bytes(), u64::MAX.to_le_bytes()].concat())? == RECORD, "a record was cut");
-    }
     Ok(())
+}
+
+/// The record that says that no more follow, from writer 0.
+pub(super) fn write_last(mut stream: &UnixStream) -> Result<()> {
+    ensure!(stream.write(&[0_u64.to_le_bytes(), u64::MAX.to_le_bytes()].concat())? == RECORD, "a record was cut");
+    Ok(())
+}
+
+/// The one that is to be killed says who it is.
+fn say_id() -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    println!("{}", getpid());
+    Ok(std::io::stdout().flush()?)
+}
+
+/// Two processes read records from one connection. Every record must come to one of them; one may be lost with the process that was killed
+/// as it got it. The last comes to the one that lives.
+fn readers(options: &EndOptions, stream: &UnixStream) -> Result<()> {
+    let taken = options.directory.join("taken");
+    match forked::forked()? {
+        ForkResult::Child => {
+            let mut file = File::create(&taken)?;
+            say_id()?;
+            read_records(stream, |number| Ok(file.write_all(&number.to_le_bytes())?))?;
+            thread::sleep(PATIENCE * 2);
+            bail!("nobody has killed the child")
+        }
+        ForkResult::Parent { child } => {
+            let mut all = Vec::new();
+            read_records(stream, |number| {
+                all.push(number);
+                Ok(())
+            })?;
+            nix::sys::wait::waitpid(child, None)?;
+            let theirs = std::fs::read(taken).unwrap_or_default();
+            let theirs = theirs.chunks_exact(8).filter_map(|word| word.try_into().ok()).map(u64::from_le_bytes);
+            all.extend(theirs);
+            all.sort_unstable();
+            ensure!(all.pop() == Some(u64::MAX), "the last record has not come");
+            let count = all.len() as u64;
+            all.dedup();
+            ensure!(all.len() as u64 == count, "a record came twice");
+            let most = all.last().map_or(0, |last| last + 1);
+            ensure!(count + 1 >= most, "{count} records came of {most}");
+            Ok(())
+        }
+    }
+}
+
+/// Reads records, whole, until the end.
+fn read_records(mut stream: &UnixStream, mut got: impl FnMut(u64) -> Result<()>) -> Result<()> {
+    let (mut record, mut before) = ([0; RECORD], None);
+    loop {
+        match stream.read(&mut record)? {
+            0 => return Ok(()),
+            RECORD => {}
+            count => bail!("{count} bytes of a record"),
+        }
+        let number = record.get(8..).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
+        ensure!(before.is_none_or(|before| before < number), "record {number} behind {before:?}");
+        before = Some(number);
+        got(number)?;
+    }
 }
