@@ -65,9 +65,10 @@ fn compete(word: &AtomicU64, own: u64) -> Guard<'_> {
         }
         tries = tries.wrapping_add(1);
         if tries.is_multiple_of(TRIES_BEFORE_YIELD) {
-            take_over(word, owner, own);
+            let long = tries >= TRIES_BEFORE_REST;
+            take_over(word, owner, own, long);
             // An owner that was stopped in its section, or waits for a CPU for long, costs us none.
-            if tries < TRIES_BEFORE_REST { kernel::yield_now() } else { kernel::rest(REST_US) }
+            if long { kernel::rest(REST_US) } else { kernel::yield_now() }
         } else {
             spin_loop();
         }
@@ -94,8 +95,8 @@ pub fn free_if_owned(word: &AtomicU64, own: u64) {
 }
 
 /// Frees the lock of an owner that has ended; the caller then competes for it like everybody.
-fn take_over(word: &AtomicU64, owner: u64, own: u64) {
-    if owner != 0 && process(owner) != process(own) && !kernel::process_lives(process(owner)) {
+fn take_over(word: &AtomicU64, owner: u64, own: u64, thoroughly: bool) {
+    if owner != 0 && process(owner) != process(own) && !kernel::process_lives(process(owner), thoroughly) {
         // Fails if somebody else was faster: then the word is no longer the dead owner's.
         let _ = word.compare_exchange(owner, 0, AcqRel, Relaxed);
     }

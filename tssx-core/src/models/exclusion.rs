@@ -47,7 +47,7 @@ fn hold(world: &World, guarded: &Guarded, pid: u64, flaw: Flaw) {
     let word = &world.tx.tx_lock;
     if flaw == Flaw::TakenOverByStore {
         let owner = word.load(Relaxed);
-        if owner != 0 && !super::kernel::process_lives(u32::try_from(owner).expect("no thread in the word")) {
+        if owner != 0 && !super::kernel::process_lives(u32::try_from(owner).expect("no thread in the word"), true) {
             word.store(0, Release);
         }
     }

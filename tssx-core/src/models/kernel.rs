@@ -141,7 +141,7 @@ pub(crate) fn setsockopt(_fd: i32, _option: i32, value: i32) -> Result<()> {
 }
 
 /// Everybody is alive but the one who said otherwise. The kernel tells of a death after all that the dead has done.
-pub(crate) fn process_lives(pid: u32) -> bool {
+pub(crate) fn process_lives(pid: u32, _thoroughly: bool) -> bool {
     World::current().dead.load(std::sync::atomic::Ordering::Acquire) != pid
 }
 

@@ -13,14 +13,16 @@ pub fn getpid() -> u32 {
 }
 
 /// Whether a process of our pid namespace can still do something. One that was killed cannot, though kill(2) finds its id until its parent
-/// has reaped it, and the parent may be the very process that waits for what the dead one holds.
+/// has reaped it, and the parent may be the very process that waits for what the dead one holds. Of a child that can always be seen; of
+/// another process only `thoroughly`, with a descriptor that is there for a moment.
 #[must_use]
-pub fn process_lives(pid: u32) -> bool {
+pub fn process_lives(pid: u32, thoroughly: bool) -> bool {
     let pid = pid as usize;
     if call(libc::SYS_kill, [pid, 0, 0, 0, 0, 0]) == Err(Errno(libc::ESRCH)) {
         return false;
     }
-    !has_ended_as_child(pid) && !has_ended(pid)
+    let ended = has_ended_as_child(pid) || (thoroughly && has_ended(pid));
+    !ended
 }
 
 /// waitid(2) that leaves the child to whoever reaps it: true for a dead child of ours. Others, and children that live, give an error or no id.

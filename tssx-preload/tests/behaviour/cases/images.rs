@@ -21,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
         client: helper_client,
         expect: Expect::Accelerated,
     },
+    Case { name: "a-helper-that-does-not-use-it", server: idle_helper_server, client: busy_client, expect: Expect::Accelerated },
     Case { name: "close-on-exec-ends-the-connection", server: ended_server, client: ending_client, expect: Expect::Accelerated },
     Case { name: "an-exec-that-fails", server: failing_server, client: failing_client, expect: Expect::Accelerated },
 ];
@@ -228,6 +229,40 @@ fn helper_client(role: &Role) {
         assert!(into == *pattern(round, 0, 700), "round {round}");
     }
     role.note("write", sys::write(fd, b"."));
+    role.meet();
+    role.warm_up(fd);
+}
+
+/// Echoes while helpers come and go that inherit the connection and leave it alone.
+fn idle_helper_server(role: &Role) {
+    let fd = role.open_warm();
+    inherit(fd);
+    role.meet();
+    let mut into = [0; 700];
+    for round in 0..200 {
+        read_exactly(fd, &mut into);
+        if round % 50 == 20 {
+            let child = sys::in_child(|| panic!("cannot become a helper: {}", image("nothing", &[0, 0, 0]).exec()));
+            if round > 100 {
+                role.note("helper", child.wait());
+            }
+        }
+        write_all(fd, &into);
+    }
+    role.meet();
+    role.warm_up(fd);
+}
+
+fn busy_client(role: &Role) {
+    let fd = role.open_warm();
+    role.meet();
+    let mut into = [0; 700];
+    for round in 0..200 {
+        write_all(fd, &pattern(round, 0, 300));
+        write_all(fd, &pattern(round, 300, 400));
+        read_exactly(fd, &mut into);
+        assert!(into == *pattern(round, 0, 700), "round {round}");
+    }
     role.meet();
     role.warm_up(fd);
 }
