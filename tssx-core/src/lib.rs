@@ -16,6 +16,7 @@
 pub mod clock;
 pub mod diag;
 pub mod doorbell;
+pub mod in_flight;
 pub mod layout;
 pub mod ledger;
 pub mod lock;

@@ -17,6 +17,7 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
+use crate::in_flight::{self, InFlight};
 use crate::layout::{CONSENT_ENOUGH, CONSENT_REVOKED, STATE_KERNEL, STATE_RING};
 use crate::ledger::layout::{MODE_FINAL, MODE_RECALLED, MODE_RING, Slot};
 use crate::reason::Reason;
@@ -143,7 +144,7 @@ fn finish(slot: &Slot) -> bool {
 /// and bytes still have to go.
 pub fn serve(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     let can_send = slot.tx_shutdown.load(Relaxed) == 0;
-    if can_send && slot.tx_mode.load(Relaxed) == MODE_RING && is_wanted(segment) && slot.kernel_tx_inflight.load(Relaxed) == 0 {
+    if can_send && slot.tx_mode.load(Relaxed) == MODE_RING && is_wanted(segment) && in_flight::look(fd, slot) == InFlight::Nothing {
         if segment.tx().consent.load(Acquire) == CONSENT_REVOKED {
             take_back(fd, slot, segment);
         } else {

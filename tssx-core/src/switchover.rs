@@ -18,6 +18,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::clock;
 use crate::doorbell;
+use crate::in_flight;
 use crate::layout::{
     CONSENT_ENOUGH, CONSENT_GIVEN, CONSENT_NONE, CONSENT_REVOKED, CONSENT_WANTED, STATE_ENDED, STATE_KERNEL, STATE_RING,
 };
@@ -33,9 +34,9 @@ use crate::sys::{self, Errno};
 /// Failed comparisons before an end gives up. One would do: the numbers are exact when they are compared.
 const DISAGREEMENTS_MAX: u32 = 3;
 
-/// A kernel send is about to begin; under the sending lock.
-pub fn kernel_send_begins(slot: &Slot, segment: Option<&Segment>) {
-    slot.kernel_tx_inflight.fetch_add(1, Relaxed);
+/// A kernel send of process `pid` is about to begin; under the sending lock.
+pub fn kernel_send_begins(slot: &Slot, segment: Option<&Segment>, pid: u32) {
+    in_flight::begins(slot, pid);
     if let Some(segment) = segment {
         let sequence = &segment.tx().tx_sequence;
         sequence.store(sequence.load(Relaxed) | 1, Release);
@@ -48,8 +49,7 @@ pub fn kernel_send_ends(slot: &Slot, segment: Option<&Segment>, sent: Option<u64
         slot.kernel_tx_bytes.fetch_add(sent, Relaxed);
         slot.kernel_tx_calls.fetch_add(1, Relaxed);
     }
-    let before = slot.kernel_tx_inflight.load(Relaxed);
-    slot.kernel_tx_inflight.store(before.saturating_sub(1), Relaxed);
+    in_flight::ends(slot);
     if let Some(segment) = segment {
         publish_counts(slot, segment);
     }
@@ -60,7 +60,7 @@ pub fn publish_counts(slot: &Slot, segment: &Segment) {
     let direction = segment.tx();
     let sequence = direction.tx_sequence.load(Relaxed) | 1;
     direction.tx_sequence.store(sequence, Release);
-    if slot.kernel_tx_inflight.load(Relaxed) == 0 {
+    if !in_flight::any(slot) {
         fence(Release);
         direction.tx_bytes.store(slot.kernel_tx_bytes.load(Relaxed), Release);
         direction.tx_sequence.store(sequence.wrapping_add(1), Release);
@@ -121,7 +121,7 @@ fn compare(fd: i32, slot: &Slot, segment: &Segment, pause_us: u64) -> Result<boo
 /// A producer that sends without pause would otherwise never be caught between two sends.
 pub fn pause_for_consent(slot: &Slot, segment: &Segment, pause_us: u64) {
     let consent = &segment.tx().consent;
-    if consent.load(Acquire) == CONSENT_WANTED && slot.kernel_tx_inflight.load(Relaxed) == 0 {
+    if consent.load(Acquire) == CONSENT_WANTED && !in_flight::any(slot) {
         spin_while(pause_us, || consent.load(Acquire) == CONSENT_WANTED);
     }
 }
@@ -148,7 +148,7 @@ pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) 
 pub(crate) fn enter_ring(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     let direction = segment.tx();
     let ready = direction.consent.load(Acquire) == CONSENT_GIVEN
-        && slot.kernel_tx_inflight.load(Relaxed) == 0
+        && !in_flight::any(slot)
         && segment.own_side().refused.load(Relaxed) == 0
         && segment.peer_side().refused.load(Relaxed) == 0
         && !doorbell::reader_gone(segment);
@@ -188,7 +188,7 @@ pub fn only_doorbells_left(fd: i32, slot: &Slot, segment: &Segment) -> bool {
         && direction.resume_at.load(Relaxed) == carried
         && (tail > 0 || direction.switch_at.load(Relaxed) == 0)
         && direction.head.load(Acquire) == tail
-        && slot.kernel_tx_inflight.load(Relaxed) == 0
+        && !in_flight::any(slot)
         && slot.doorbell_tx_calls.load(Relaxed) > 0
         && takes_packet(fd)
 }

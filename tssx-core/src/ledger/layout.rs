@@ -123,7 +123,7 @@ pub struct Slot {
     pub pid: AtomicU32,
     /// Processes of the family that hold the descriptor.
     pub holders: AtomicU32,
-    /// Kernel sends in progress now; a switch waits for 0.
+    /// How many sends on the kernel socket are in progress, in the low 10 bits; above them the process that began the last. A switch waits for 0.
     pub kernel_tx_inflight: AtomicU32,
     /// `SO_COOKIE` of this end's socket; equals UNIX_DIAG's and `bpf_get_socket_cookie`'s. 0 = not known.
     pub cookie: AtomicU64,

@@ -43,7 +43,7 @@ const CAPACITY: u64 = 4096;
 fn send_through_kernel(world: &World, byte: u8, flaw: Flaw) {
     let segment = world.producing();
     if flaw != Flaw::SendsUnmarked {
-        switchover::kernel_send_begins(&world.tx, Some(&segment));
+        switchover::kernel_send_begins(&world.tx, Some(&segment), 0);
     }
     assert_eq!(kernel::send(0, &[byte]), Ok(1));
     relaxed_if(flaw == Flaw::CountsRelaxed, || switchover::kernel_send_ends(&world.tx, Some(&segment), Some(1)));

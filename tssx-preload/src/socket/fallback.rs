@@ -3,14 +3,18 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
+use tssx_core::in_flight::{self, InFlight};
 use tssx_core::ledger::layout::{MODE_FINAL, MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::reason::Reason;
-use tssx_core::{doorbell, switchover};
+use tssx_core::{doorbell, switchover, sys};
 
 use super::{establish, recall, reset, send};
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{Errno, Result};
 use crate::process::log::{self, Event};
+
+/// Time between two looks whether the peer has taken what a dead process of the family may have sent, microseconds.
+const LOOK_US: u32 = 500;
 
 /// Whether flags of send(2) ask for what only the kernel's socket has. All others a Unix stream ignores, whatever they are
 /// (net/unix/af_unix.c, `unix_stream_sendmsg`), but those that say whether to wait and whether to raise SIGPIPE.
@@ -34,7 +38,8 @@ pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason, waits: bool) -> 
     if reset::pending(fd, tx.slot, &segment) {
         reset::owe(tx.slot, Errno(libc::ECONNRESET)); // what the ring knows is not asked any more
     }
-    if tx.slot.kernel_tx_inflight.load(Relaxed) == 0 {
+    let in_flight = in_flight::look(fd, tx.slot);
+    if in_flight == InFlight::Nothing {
         switchover::end_ring(fd, tx.slot, &segment, reason);
         log::say(fd, tx.slot, Event::RingEnded(reason));
         return Ok(());
@@ -42,6 +47,12 @@ pub(crate) fn leave_ring(fd: c_int, tx: Locked, reason: Reason, waits: bool) -> 
     if !waits {
         tx.endpoint.count_refusal();
         return Err(Errno::AGAIN);
+    }
+    if in_flight == InFlight::Abandoned {
+        // A doorbell of our own would be one more that the peer has to take first.
+        drop(tx);
+        sys::rest(LOOK_US);
+        return Ok(());
     }
     doorbell::hold_unwritable(fd, tx.slot, &segment)?;
     let _pin = tx.pin();

@@ -12,7 +12,7 @@ use tssx_core::layout::STATE_RING;
 use tssx_core::ledger::layout::{MODE_RECALLED, MODE_RING, Slot};
 use tssx_core::reason::Reason;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, doorbell, recall, sys};
+use tssx_core::{clock, doorbell, in_flight, recall, sys};
 
 use super::abandon::guarded;
 use super::receive::{Call, Step};
@@ -87,7 +87,7 @@ fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment), waits: bool) -> Op
     });
     let waits = waits && !is_giving_back(fd);
     if !waits {
-        wait_while(|| lock_stream(fd, Way::Tx).is_some_and(|tx| tx.slot.kernel_tx_inflight.load(Relaxed) > 0));
+        wait_while(|| lock_stream(fd, Way::Tx).is_some_and(|tx| in_flight::any(tx.slot)));
     }
     let _ = fallback::before_foreign_write(fd, reason, waits);
     Some(segment)

@@ -4,7 +4,7 @@
 //! that is gone gives EPIPE and SIGPIPE: by letting the kernel say so, with the program's own call.
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::fence;
 
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
@@ -12,13 +12,14 @@ use tssx_core::packets::Packets;
 use tssx_core::reason::Reason;
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{doorbell, switchover, sys};
+use tssx_core::{doorbell, in_flight, switchover, sys};
 
 use super::abandon::{guarded, test_cancel};
 use super::{alive, copying, establish, fallback, recall, reset, wait};
 use crate::endpoint::{Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::init;
+use crate::process;
 use crate::process::log::{self, Event};
 use crate::user_buf::Parts;
 use crate::user_memory::Access;
@@ -225,7 +226,7 @@ fn may_switch(fd: c_int, tx: &Locked, segment: &Segment) -> bool {
 /// direction into the ring since the caller looked; `in_ring` says that it was there and the call is for the kernel all the same.
 fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: Asked, plain: &impl Fn() -> isize) -> Option<Result<usize>> {
     let endpoint = tx.endpoint;
-    switchover::kernel_send_begins(tx.slot, tx.segment.as_ref());
+    switchover::kernel_send_begins(tx.slot, tx.segment.as_ref(), process::pid());
     if !in_ring && tx.slot.tx_mode.load(Relaxed) == MODE_RING {
         switchover::kernel_send_ends(tx.slot, tx.segment.as_ref(), None);
         return None;
@@ -368,12 +369,11 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
 /// every signal ends it. Counted as a send in progress, so that nobody ends the ring while the byte may still be on its way.
 pub(super) fn send_doorbell(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Result<()> {
     let (slot, endpoint) = (tx.slot, tx.endpoint);
-    slot.kernel_tx_inflight.fetch_add(1, AcqRel);
+    in_flight::begins(slot, process::pid());
     drop(tx);
     let end = |sent: usize| {
         let _guard = endpoint.lock(slot, Way::Tx);
-        let before = slot.kernel_tx_inflight.load(Relaxed);
-        slot.kernel_tx_inflight.store(before.saturating_sub(1), Relaxed);
+        in_flight::ends(slot);
         if sent > 0 {
             doorbell::count_sent(slot, segment, sent as u64);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{Case, Expect};
-use crate::role::{Role, pattern, read_exactly, write_all};
+use crate::role::{BRIEFLY, Role, pattern, read_exactly, write_all};
 use crate::sys;
 
 pub(super) const CASES: &[Case] = &[
@@ -19,6 +19,12 @@ pub(super) const CASES: &[Case] = &[
         name: "parents-close-leaves-the-child-connected",
         server: leave_server,
         client: leave_client,
+        expect: Expect::Accelerated,
+    },
+    Case {
+        name: "a-child-is-killed-while-it-waits-for-room",
+        server: killed_server,
+        client: killed_client,
         expect: Expect::Accelerated,
     },
     Case { name: "forking-client", server: echo_server, client: forking_client, expect: Expect::Accelerated },
@@ -136,4 +142,34 @@ fn forking_client(role: &Role) {
     });
     role.note("close in the parent", sys::close(fd));
     role.note("child", child.wait());
+}
+
+/// A child is killed in a write that waits; then the parent does what a ring cannot do.
+fn killed_server(role: &Role) {
+    let fd = role.open_warm();
+    role.meet();
+    let child = sys::in_child(|| write_all(fd, &pattern(1, 0, 2_000_000)));
+    std::thread::sleep(BRIEFLY);
+    child.kill();
+    role.note("child", child.wait());
+    role.meet();
+    role.note("pass a descriptor", sys::send_descriptor(fd, role.listener()));
+    role.note("shutdown", sys::shutdown(fd, libc::SHUT_WR));
+    role.note("end", sys::read(fd, &mut [0]));
+}
+
+fn killed_client(role: &Role) {
+    let fd = role.open_warm();
+    role.meet();
+    role.meet();
+    let (mut came, mut into, mut descriptor) = (Vec::new(), vec![0; 50_000], None);
+    while let (Ok(count @ 1..), passed) = sys::recv_descriptor(fd, &mut into) {
+        came.extend_from_slice(into.get(..count).unwrap_or_default());
+        descriptor = descriptor.or(passed);
+    }
+    let (last, before) = came.split_last().expect("bytes came");
+    role.note("right", *before == *pattern(1, 0, before.len()));
+    role.note("enough", before.len() > 100_000);
+    role.note("with the descriptor", (*last, descriptor.map(sys::is_socket)));
+    role.note("close", sys::close(fd));
 }
