@@ -176,19 +176,32 @@ fn takes_packet(fd: i32) -> bool {
     sys::unsent_bytes(fd).is_ok_and(|queued| queued < buffer)
 }
 
+/// Producer: whether the ring has ended and the program has sent nothing since, as far as is known: neither what libc writes by itself is
+/// counted nor what waits to be sent.
+#[must_use]
+pub fn nothing_behind_end(slot: &Slot, segment: &Segment) -> bool {
+    let direction = segment.tx();
+    direction.state.load(Relaxed) == STATE_ENDED
+        && direction.resume_at.load(Relaxed) == carried(slot)
+        && slot.reason.load(Relaxed) != Reason::Stdio as u32
+        && !in_flight::any(slot)
+}
+
+/// Bytes that this end has sent through the kernel, doorbells included.
+fn carried(slot: &Slot) -> u64 {
+    slot.kernel_tx_bytes.load(Relaxed).wrapping_add(slot.doorbell_tx_bytes.load(Relaxed))
+}
+
 /// Producer, after its ring's end: whether all that it has sent is read, and the peer has yet to take doorbells, which alone fill a small send
 /// buffer: to a program there is room. True only if the kernel takes a packet, whatever the peer writes into the segment.
 #[must_use]
 pub fn only_doorbells_left(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     let direction = segment.tx();
-    let carried = slot.kernel_tx_bytes.load(Relaxed).wrapping_add(slot.doorbell_tx_bytes.load(Relaxed));
     let tail = direction.tail.load(Relaxed);
     slot.tx_mode.load(Relaxed) == MODE_FINAL
-        && direction.state.load(Relaxed) == STATE_ENDED
-        && direction.resume_at.load(Relaxed) == carried
+        && nothing_behind_end(slot, segment)
         && (tail > 0 || direction.switch_at.load(Relaxed) == 0)
         && direction.head.load(Acquire) == tail
-        && !in_flight::any(slot)
         && slot.doorbell_tx_calls.load(Relaxed) > 0
         && takes_packet(fd)
 }
@@ -270,8 +283,7 @@ pub fn safe_bytes(fd: i32, slot: &Slot, segment: &Segment) -> (Arrival, u64) {
 pub fn end_ring(fd: i32, slot: &Slot, segment: &Segment, reason: Reason) {
     let direction = segment.tx();
     direction.end_at.store(direction.tail.load(Relaxed), Relaxed);
-    let carried = slot.kernel_tx_bytes.load(Relaxed).wrapping_add(slot.doorbell_tx_bytes.load(Relaxed));
-    direction.resume_at.store(carried, Relaxed);
+    direction.resume_at.store(carried(slot), Relaxed);
     direction.state.store(STATE_ENDED, Release);
     slot.tx_mode.store(MODE_FINAL, Release);
     slot.reason.store(reason as u32, Relaxed);

@@ -57,6 +57,19 @@ pub(crate) fn preload() -> Result<PathBuf> {
     existing(&paths::target().join("release/libtssx_preload.so"))
 }
 
+/// The library that a command uses: none where it is to show what the kernel's socket does (`plain`), the one that is named, or one that
+/// is built first.
+///
+/// # Errors
+/// There is no such file, or the build fails.
+pub(crate) fn library(named: Option<&Path>, plain: bool) -> Result<Option<PathBuf>> {
+    match named {
+        _ if plain => Ok(None),
+        Some(library) => std::fs::canonicalize(library).map(Some).with_context(|| format!("no library {}", library.display())),
+        None => preload().map(Some),
+    }
+}
+
 /// Builds the kernel programs only.
 pub(crate) fn ebpf() -> Result<PathBuf> {
     if toolchain::complete().is_err() {

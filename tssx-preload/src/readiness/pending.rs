@@ -15,6 +15,7 @@ use super::interest::EpollSet;
 use crate::fd_table::{self, Entry};
 use crate::init;
 use crate::memory::{Pool, Pooled, ZeroInit};
+use crate::socket::establish;
 
 /// What one set was told of one socket. Zero is unused.
 pub(crate) struct Pending {
@@ -74,7 +75,7 @@ impl Pending {
 pub(super) fn note(epoll: c_int, operation: c_int, fd: c_int, event: Option<epoll_event>) {
     match (fd_table::get(fd), event) {
         (None, Some(event)) if operation == libc::EPOLL_CTL_ADD && init::active().is_some() => {
-            let pending = is_stream(fd).then(|| control::adopt(epoll)).flatten().and_then(|set| Pending::new(epoll, set, event));
+            let pending = may_connect(fd).then(|| control::adopt(epoll)).flatten().and_then(|set| Pending::new(epoll, set, event));
             replace(fd, Some(Entry::Registered(pending)));
         }
         (Some(Entry::Registered(Some(_))), _) if operation == libc::EPOLL_CTL_ADD => replace(fd, Some(Entry::Registered(None))),
@@ -91,7 +92,6 @@ fn replace(fd: c_int, entry: Option<Entry>) {
 }
 
 /// A Unix stream socket, which may become a connection of ours.
-fn is_stream(fd: c_int) -> bool {
-    let option = |option: c_int| sys::getsockopt::<c_int>(fd, option);
-    option(libc::SO_DOMAIN) == Ok(libc::AF_UNIX) && option(libc::SO_TYPE) == Ok(libc::SOCK_STREAM)
+fn may_connect(fd: c_int) -> bool {
+    sys::getsockopt::<c_int>(fd, libc::SO_DOMAIN) == Ok(libc::AF_UNIX) && establish::is_stream(fd)
 }

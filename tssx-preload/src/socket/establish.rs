@@ -121,7 +121,7 @@ fn look_up_listener(listener: c_int) -> Option<u32> {
     path
 }
 
-fn is_stream(fd: c_int) -> bool {
+pub(crate) fn is_stream(fd: c_int) -> bool {
     sys::getsockopt::<c_int>(fd, libc::SO_TYPE) == Ok(libc::SOCK_STREAM)
 }
 

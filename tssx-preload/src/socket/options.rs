@@ -14,7 +14,7 @@ use tssx_core::ring::consumer::Consumer;
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
 use tssx_core::switchover::Arrival;
-use tssx_core::{doorbell, in_flight, switchover, sys};
+use tssx_core::{doorbell, switchover, sys};
 
 use super::{recall, reset};
 use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
@@ -220,10 +220,7 @@ fn unsent(fd: c_int) -> Option<c_int> {
     let segment = tx.segment?;
     let direction = segment.tx();
     // After the ring's end the kernel's answer is right as soon as it holds bytes of the program's; before, it counts doorbells.
-    let carried = tx.slot.kernel_tx_bytes.load(Relaxed).wrapping_add(tx.slot.doorbell_tx_bytes.load(Relaxed));
-    // Neither libc's own writes are counted nor those that wait.
-    let counted = tx.slot.reason.load(Relaxed) != Reason::Stdio as u32 && !in_flight::any(tx.slot);
-    let only_doorbells = counted && direction.state.load(Relaxed) == STATE_ENDED && direction.resume_at.load(Relaxed) == carried;
+    let only_doorbells = switchover::nothing_behind_end(tx.slot, &segment);
     let producer = Producer::open(&segment).ok()?;
     let unread = producer.unread();
     let closed = reset::is_closed(fd, tx.slot, &segment);

@@ -1,13 +1,12 @@
 //! Two processes exchange data in both directions while connections are upgraded and put back at random moments, and not a byte is
 //! wrong: a small run of `cargo xtask exchange`, which says how. By hand it moves as much as you like.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
 
 use crate::library::library;
-use crate::process::Process;
+use crate::process::{run, xtask};
 
 /// Longest that a run may take; it notices a stall by itself long before.
 const RUN_DEADLINE: Duration = Duration::from_secs(180);
@@ -22,12 +21,5 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn exchange(seed: &str) -> Result<(), Failed> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.args(["exchange", "--gib", GIB, "--seed", seed, "--library"]).arg(library());
-    let ended = Process::start(&mut command)?.finish(Instant::now() + RUN_DEADLINE);
-    if ended.code != Some(0) {
-        return Err(ended.all().into());
-    }
-    print!("{}", ended.stdout);
-    Ok(())
+    run(xtask(&["exchange", "--gib", GIB, "--seed", seed, "--library"]).arg(library()), RUN_DEADLINE)
 }

@@ -1,13 +1,12 @@
 //! One end of a connection is killed at a random moment while the other is blocked in each kind of call in turn: a small run of
 //! `cargo xtask kills`, which says how, plain and with the library. By hand it kills as many as you like.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
 
 use crate::library::library;
-use crate::process::Process;
+use crate::process::{run, xtask};
 
 /// Longest that a run may take; it notices a hang by itself before.
 const RUN_DEADLINE: Duration = Duration::from_secs(240);
@@ -24,17 +23,11 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn kills(seed: &str, preloaded: bool) -> Result<(), Failed> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.args(["kills", "--count", COUNT, "--seed", seed]);
+    let mut command = xtask(&["kills", "--count", COUNT, "--seed", seed]);
     if preloaded {
         command.arg("--library").arg(library());
     } else {
         command.arg("--plain");
     }
-    let ended = Process::start(&mut command)?.finish(Instant::now() + RUN_DEADLINE);
-    if ended.code != Some(0) {
-        return Err(ended.all().into());
-    }
-    print!("{}", ended.stdout);
-    Ok(())
+    run(&mut command, RUN_DEADLINE)
 }

@@ -15,6 +15,26 @@ pub(crate) struct Process {
     stderr: Collected,
 }
 
+/// A command of `xtask`.
+pub(crate) fn xtask(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.args(words);
+    command
+}
+
+/// Runs a command that says by itself what went wrong, and passes on what it prints.
+///
+/// # Errors
+/// It cannot be started, fails, or takes longer than `limit`.
+pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<(), Failed> {
+    let ended = Process::start(command)?.finish(Instant::now() + limit);
+    if ended.code != Some(0) {
+        return Err(ended.all().into());
+    }
+    print!("{}", ended.stdout);
+    Ok(())
+}
+
 /// How a child ended.
 pub(crate) struct Ended {
     /// Its exit code; `None` after a signal.

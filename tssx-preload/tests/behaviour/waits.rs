@@ -9,6 +9,17 @@ use libc::c_int;
 
 use crate::sys::{Answer, answer, milliseconds, narrow};
 
+/// The names of epoll_ctl(2), short.
+pub(crate) mod epoll {
+    pub(crate) const ADD: i32 = libc::EPOLL_CTL_ADD;
+    pub(crate) const MOD: i32 = libc::EPOLL_CTL_MOD;
+    pub(crate) const DEL: i32 = libc::EPOLL_CTL_DEL;
+    pub(crate) const IN: i32 = libc::EPOLLIN;
+    pub(crate) const OUT: i32 = libc::EPOLLOUT;
+    pub(crate) const ET: i32 = libc::EPOLLET;
+    pub(crate) const RDHUP: i32 = libc::EPOLLRDHUP;
+}
+
 /// `poll` over several descriptors: its answer and each one's events.
 pub(crate) fn poll_all(entries: &[(i32, i16)], timeout: Duration) -> (Answer, Vec<i16>) {
     let mut all: Vec<_> = entries.iter().map(|(fd, events)| libc::pollfd { fd: *fd, events: *events, revents: -1 }).collect();

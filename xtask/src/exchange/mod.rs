@@ -100,11 +100,7 @@ impl EndOptions {
 /// A wrong byte, a stall, an unexpected answer of the socket, or nothing that was upgraded or put back.
 pub(crate) fn exchange(options: &Options) -> Result<()> {
     ensure!(options.gib > 0.0, "--gib must be positive");
-    let library = match (&options.library, options.plain) {
-        (_, true) => None,
-        (Some(library), _) => Some(std::fs::canonicalize(library).with_context(|| format!("no library {}", library.display()))?),
-        (None, _) => Some(build::preload()?),
-    };
+    let library = build::library(options.library.as_deref(), options.plain)?;
     let demotions = match (options.no_demotion, options.demotion.as_slice()) {
         (true, _) => &[],
         (false, []) => Demotion::value_variants(),
@@ -249,7 +245,7 @@ fn or_end(result: Result<()>, watch: &Watch, options: &EndOptions) {
 }
 
 /// Connects to a socket that may not be bound yet, or whose queue may be full.
-fn connect(socket: &Path) -> Result<UnixStream> {
+pub(crate) fn connect(socket: &Path) -> Result<UnixStream> {
     let start = Instant::now();
     loop {
         match UnixStream::connect(socket) {

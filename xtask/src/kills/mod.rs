@@ -91,11 +91,7 @@ impl EndOptions {
 /// # Errors
 /// A byte that was written and did not come, a wrong byte, a hang, something that was left behind, or nothing that was accelerated.
 pub(crate) fn kills(options: &Options) -> Result<()> {
-    let library = match (&options.library, options.plain) {
-        (_, true) => None,
-        (Some(library), _) => Some(std::fs::canonicalize(library).with_context(|| format!("no library {}", library.display()))?),
-        (None, _) => Some(build::preload()?),
-    };
+    let library = build::library(options.library.as_deref(), options.plain)?;
     let (mut times, mut left) = (Times::default(), Left::default());
     let end = options.first + options.count;
     let mut round = options.first;

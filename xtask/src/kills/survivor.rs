@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -16,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::calls::{Receiver, Sender};
 use super::plan::{Kind, Plan};
 use super::victim::{FAMILY_TIME, RECORD, warm_up, write_last, write_records};
-use super::{EndOptions, PATIENCE, now};
-use crate::exchange::{Counts, Pattern};
+use super::{EndOptions, now};
+use crate::exchange::{Counts, Pattern, connect};
 
 /// What it says when victims may come.
 pub(super) const READY: &str = "ready";
@@ -200,18 +199,6 @@ fn write_to_family(plan: &Plan, stream: &UnixStream) -> Result<Outcome> {
         Err(end) => end,
     };
     Ok(Outcome { received: 0, end, at_ns: now()?, wrong: None })
-}
-
-/// Connects to a socket that is about to be bound.
-fn connect(socket: &Path) -> Result<UnixStream> {
-    let start = Instant::now();
-    loop {
-        match UnixStream::connect(socket) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if start.elapsed() > PATIENCE => return Err(error).context("cannot connect to the victim"),
-            Err(_) => thread::sleep(Duration::from_micros(200)),
-        }
-    }
 }
 
 /// What an errno means for a connection whose other end was killed.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::harness::{Case, Expect};
 use crate::role::{Role, SOON, write_all};
 use crate::sys;
+use crate::waits::epoll::{ADD, DEL, ET, IN, MOD, OUT, RDHUP};
 use crate::waits::{By, control, events, wait_for};
 
 pub(super) const CASES: &[Case] = &[
@@ -22,14 +23,6 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "epoll-set-polled-and-selected", server: polled_server, client: polled_client, expect: Expect::Either },
     Case { name: "epoll-closed-while-a-copy-lives", server: lives_server, client: lives_client, expect: Expect::Either },
 ];
-
-const ADD: i32 = libc::EPOLL_CTL_ADD;
-const MOD: i32 = libc::EPOLL_CTL_MOD;
-const DEL: i32 = libc::EPOLL_CTL_DEL;
-const IN: i32 = libc::EPOLLIN;
-const OUT: i32 = libc::EPOLLOUT;
-const ET: i32 = libc::EPOLLET;
-const RDHUP: i32 = libc::EPOLLRDHUP;
 
 /// What is ready without waiting.
 fn now(epoll: i32) -> Result<Vec<(u64, u32)>, &'static str> {

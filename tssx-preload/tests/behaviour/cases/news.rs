@@ -8,6 +8,7 @@ use crate::rare;
 use crate::role::{Role, SOON, read_exactly, write_all};
 use crate::signals;
 use crate::sys;
+use crate::waits::epoll::{ET, IN, OUT};
 use crate::waits::{By, control, events, select_all};
 
 pub(super) const CASES: &[Case] = &[
@@ -25,9 +26,6 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const BRIEFLY: Duration = Duration::from_millis(20);
-const IN: i32 = libc::EPOLLIN;
-const OUT: i32 = libc::EPOLLOUT;
-const ET: i32 = libc::EPOLLET;
 
 fn fill(fd: i32, size: usize) -> usize {
     let piece = vec![7; size];

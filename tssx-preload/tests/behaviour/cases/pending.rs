@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::harness::{Case, Expect};
 use crate::role::{Role, SOON, write_all};
 use crate::sys;
+use crate::waits::epoll::{ADD, DEL, ET, IN, MOD, OUT, RDHUP};
 use crate::waits::{By, control, events};
 
 pub(super) const CASES: &[Case] = &[
@@ -18,13 +19,6 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "epoll-by-a-thread-before-connected", server: echo_server, client: asleep_client, expect: Expect::Either },
 ];
 
-const ADD: i32 = libc::EPOLL_CTL_ADD;
-const MOD: i32 = libc::EPOLL_CTL_MOD;
-const DEL: i32 = libc::EPOLL_CTL_DEL;
-const IN: i32 = libc::EPOLLIN;
-const OUT: i32 = libc::EPOLLOUT;
-const ET: i32 = libc::EPOLLET;
-const RDHUP: i32 = libc::EPOLLRDHUP;
 const ROUNDS: u8 = 30;
 
 /// Sends each byte back.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::harness::{Case, Expect};
 use crate::role::{Role, SOON, write_all};
 use crate::sys;
+use crate::waits::epoll::{ADD, ET, IN, RDHUP};
 use crate::waits::{By, control, eventfd, events, timerfd};
 
 pub(super) const CASES: &[Case] = &[
@@ -13,11 +14,6 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "epoll-set-of-two-threads", server: threads_server, client: threads_client, expect: Expect::Either },
     Case { name: "epoll-edges-of-many-writes", server: stream_server, client: stream_client, expect: Expect::Either },
 ];
-
-const ADD: i32 = libc::EPOLL_CTL_ADD;
-const IN: i32 = libc::EPOLLIN;
-const ET: i32 = libc::EPOLLET;
-const RDHUP: i32 = libc::EPOLLRDHUP;
 
 fn fair_server(role: &Role) {
     let fd = role.open_warm();
