@@ -237,9 +237,21 @@ fn take_some(fd: i32, slot: &Slot, segment: &Segment, limit: u64) -> u64 {
     }
     // An error: another process of the family was faster.
     let count = kernel::receive(fd, room, 0).unwrap_or(0) as u64;
+    if room.iter().take(usize::try_from(count).unwrap_or(0)).any(|byte| *byte != 0) {
+        condemn(segment);
+    }
     slot.doorbell_rx_bytes.fetch_add(count, Relaxed);
     slot.doorbell_rx_calls.fetch_add(u64::from(count > 0), Relaxed);
     count
+}
+
+/// Consumer: what it took for a doorbell was none. Somebody writes to the kernel socket past the library, and nobody can say any more where in the
+/// stream those bytes belong. A connection that breaks is better than one that loses them: the ring's positions become impossible,
+/// for both ends.
+#[cold]
+fn condemn(segment: &Segment) {
+    let direction = segment.rx();
+    direction.head.store(direction.tail.load(Relaxed).wrapping_add(1), Release);
 }
 
 /// Consumer, once the ring has ended: bytes in the kernel's queue before what the program sent behind the end. Doorbells, and before the

@@ -25,7 +25,7 @@ pub enum Reason {
     NoMemory = 6,
     /// The segment offered by the peer was refused (size, seals, magic or version).
     BadSegment = 7,
-    /// The shared memory held something impossible; the connection was reset.
+    /// The shared memory held something impossible, or somebody wrote to the kernel socket past the library; the connection was reset.
     Corrupt = 8,
     /// Ancillary data (descriptors or credentials) was sent.
     AncillaryData = 9,
@@ -64,7 +64,11 @@ const TABLE: [(Reason, &str, &str); REASON_COUNT] = [
     (Reason::CountsDisagree, "counts-disagree", "bytes moved past the library (stdio, io_uring or raw system calls)"),
     (Reason::NoMemory, "no-memory", "no shared segment could be made (memfd, mmap, or the memory bound)"),
     (Reason::BadSegment, "bad-segment", "the segment offered by the other end was refused"),
-    (Reason::Corrupt, "corrupt", "the shared memory held something impossible"),
+    (
+        Reason::Corrupt,
+        "corrupt",
+        "the shared memory held something impossible, or bytes came past the library; the connection was reset",
+    ),
     (Reason::AncillaryData, "ancillary-data", "descriptors or credentials were sent over the connection"),
     (Reason::Splice, "splice", "sendfile or splice wrote to the socket"),
     (Reason::Stdio, "stdio", "a stdio stream was opened on the socket"),

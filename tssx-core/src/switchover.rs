@@ -8,6 +8,8 @@
 //!    on its bytes go into the ring ([`try_switch`]), and `switch_at` says how many came before. Once a consumer has
 //!    consented it takes kernel bytes only under its lock, without waiting, and only those that are certainly not doorbells
 //!    ([`safe_bytes`]): so a doorbell is never mistaken for data, nor taken while it is needed, whenever the switch happens.
+//!    A producer moves only after it has consented for the other direction: so whoever reads a ring can wake its producer
+//!    without a byte that the program would see, and get it to end the ring ([`enter_to_wake`]).
 //! 4. *End.* For something a ring cannot do, the producer ends the ring where it stands ([`end_ring`]) and sends through
 //!    the kernel again; the consumer reads the ring up to there, takes the doorbells that came before, and is back
 //!    ([`try_resume`]). There is no second switch.
@@ -33,6 +35,9 @@ use crate::sys::{self, Errno};
 
 /// Failed comparisons before an end gives up. One would do: the numbers are exact when they are compared.
 const DISAGREEMENTS_MAX: u32 = 3;
+
+/// Times that a consumer that must not spin lets others run before it takes a send for one that goes on.
+const YIELDS: u32 = 3;
 
 /// A kernel send of process `pid` is about to begin; under the sending lock.
 pub fn kernel_send_begins(slot: &Slot, segment: Option<&Segment>, pid: u32) {
@@ -91,9 +96,16 @@ pub fn try_consent(fd: i32, slot: &Slot, segment: &Segment, pause_us: u64) -> Re
 /// Compares both ends' counts. `Ok(false)`: not now, because the producer is sending.
 fn compare(fd: i32, slot: &Slot, segment: &Segment, pause_us: u64) -> Result<bool, Reason> {
     let direction = segment.rx();
-    if direction.tx_sequence.load(Acquire) & 1 == 1 && pause_us > 0 {
+    let sending = || direction.tx_sequence.load(Acquire) & 1 == 1;
+    if sending() && pause_us > 0 {
         direction.consent.store(CONSENT_WANTED, Release);
-        spin_while(pause_us, || direction.tx_sequence.load(Acquire) & 1 == 1);
+        spin_while(pause_us, sending);
+    } else if sending() {
+        // Nobody may spin here. A producer that has just woken us has only to note that its send is over.
+        let _ = (0..YIELDS).any(|_| {
+            kernel::yield_now();
+            !sending()
+        });
     }
     let sequence = direction.tx_sequence.load(Acquire);
     let sent = direction.tx_bytes.load(Acquire);
@@ -134,10 +146,13 @@ fn spin_while(most_us: u64, condition: impl Fn() -> bool) {
 }
 
 /// Producer, under the sending lock: moves the direction into the ring if the consumer consents and nothing of ours is under
-/// way. Not while the kernel's queue is full: a ring beside it would have room where the program has just been told that there is none.
+/// way, and has itself consented for the other direction. Not while the kernel's queue is full: a ring beside it would have room where the program has just been told that there is none.
 /// Returns whether the direction is in the ring now.
 pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) -> bool {
-    let switched = segment.tx().consent.load(Acquire) == CONSENT_GIVEN && takes_packet(fd) && enter_ring(fd, slot, segment);
+    let switched = segment.tx().consent.load(Acquire) == CONSENT_GIVEN
+        && has_consented(segment)
+        && takes_packet(fd)
+        && enter_ring(fd, slot, segment);
     if switched {
         slots::mark_upgraded(ledger, slot);
     }
@@ -147,12 +162,25 @@ pub fn try_switch(fd: i32, ledger: &LedgerView, slot: &Slot, segment: &Segment) 
 /// [`try_switch`] without the ledger's sums.
 pub(crate) fn enter_ring(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     let direction = segment.tx();
-    let ready = direction.consent.load(Acquire) == CONSENT_GIVEN
-        && !in_flight::any(slot)
+    direction.consent.load(Acquire) == CONSENT_GIVEN
         && segment.own_side().refused.load(Relaxed) == 0
         && segment.peer_side().refused.load(Relaxed) == 0
-        && !doorbell::reader_gone(segment);
-    if !ready {
+        && move_in(fd, slot, segment)
+}
+
+/// Producer, under the sending lock, about to give both rings up while the peer may be asleep on the kernel socket: moves into a ring that will
+/// carry nothing, only to be able to ring. Whoever has an unread byte of ours is not asleep.
+pub fn enter_to_wake(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+    slot.tx_mode.load(Relaxed) == MODE_KERNEL
+        && slot.tx_shutdown.load(Relaxed) == 0
+        && segment.tx().consent.load(Acquire) == CONSENT_GIVEN
+        && sys::unsent_bytes(fd) == Ok(0)
+        && move_in(fd, slot, segment)
+}
+
+fn move_in(fd: i32, slot: &Slot, segment: &Segment) -> bool {
+    let direction = segment.tx();
+    if in_flight::any(slot) || doorbell::reader_gone(segment) {
         return false;
     }
     let Ok(buffer) = kernel::getsockopt::<i32>(fd, libc::SO_SNDBUF) else {

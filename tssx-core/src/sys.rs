@@ -426,6 +426,14 @@ pub fn populate(address: usize, length: usize, write: bool) -> Result<()> {
     call(libc::SYS_madvise, [address, length, advice, 0, 0, 0]).map(drop)
 }
 
+/// Has the kernel empty private memory of ours in every child that a fork makes (madvise(2), MADV_WIPEONFORK, Linux 4.14).
+///
+/// # Errors
+/// EINVAL on older kernels.
+pub fn wipe_on_fork(address: usize, length: usize) -> Result<()> {
+    call(libc::SYS_madvise, [address, length, flag_arg(libc::MADV_WIPEONFORK), 0, 0, 0]).map(drop)
+}
+
 /// Whether one byte of our own memory can be read: process_vm_readv(2) on ourselves, which answers EFAULT instead of a signal.
 #[must_use]
 pub fn is_readable(address: usize) -> bool {

@@ -17,7 +17,7 @@ use tssx_core::{doorbell, sys};
 
 use super::abandon::guarded;
 use super::receive::{Call, Step, holds_bytes};
-use super::{ended, fallback, reset, wait};
+use super::{ended, fallback, recall, reset, wait};
 use crate::endpoint::Locked;
 use crate::errno::Errno;
 use crate::process::log;
@@ -83,6 +83,7 @@ pub(super) fn wait_for_kernel(call: &mut Call<'_, '_>, rx: Locked, segment: &Seg
     });
     call.waited = waited.map_or_else(Err, |_| call.waited);
     call.follow();
+    recall::look_elsewhere(segment);
     match waited {
         Ok(open) => {
             if !open && sys::poll_now(call.fd, libc::POLLIN) == Ok(0) {

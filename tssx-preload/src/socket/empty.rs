@@ -10,7 +10,7 @@ use tssx_core::{switchover, sys};
 
 use super::abandon::guarded;
 use super::receive::{Call, Step, holds_bytes, rearm};
-use super::{alive, reset, wait};
+use super::{alive, recall, reset, wait};
 use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
 use crate::errno::{Errno, Result};
 
@@ -114,6 +114,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     match waited {
         Ok(Waited::End) => call.finish(reset::end_of_file(call.fd, slot, segment)),
         Ok(Waited::Something) => {
+            recall::look_elsewhere(segment);
             call.woken = true;
             Step::Again
         }

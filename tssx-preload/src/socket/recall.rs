@@ -6,19 +6,20 @@
 #![allow(unsafe_code, reason = "waits in libc's poll")]
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use tssx_core::layout::STATE_RING;
 use tssx_core::ledger::layout::{MODE_RECALLED, MODE_RING, Slot};
 use tssx_core::reason::Reason;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, doorbell, in_flight, recall, sys};
+use tssx_core::{clock, doorbell, in_flight, recall, switchover, sys};
 
 use super::abandon::guarded;
 use super::receive::{Call, Step};
 use super::{establish, fallback, reset};
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
+use crate::fd_table::{self, Entry};
 use crate::next;
 use crate::process::log::{self, Event};
 
@@ -38,6 +39,10 @@ pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
 /// Before the process becomes another program: the same for all descriptors that `each` visits. It waits for their peers together, and not
 /// for a send that another process of the family is asleep in for longer than that: an exec does not.
 pub(crate) fn leave_all_rings_now(each: impl Fn(&mut dyn FnMut(c_int))) {
+    // All are revoked before any peer is woken: it may sleep on one of them only, and answers for all that it sees then.
+    each(&mut |fd| {
+        ask(fd, Reason::DescriptorTravels, recall::revoke);
+    });
     each(&mut |fd| {
         leave(fd, Reason::DescriptorTravels, recall::revoke, false);
     });
@@ -70,15 +75,20 @@ pub(crate) fn wind_down(fd: c_int, reason: Reason) {
     wait_while(|| !recall::is_answered(&segment) && !gone());
 }
 
-/// Ends the sending direction's ring, and asks the peer by `ask` to end the other. `waits`: as long as another thread or process is asleep
-/// in a send, else only a while.
-fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment), waits: bool) -> Option<Segment> {
+/// Asks the peer by `ask` to end the ring that we read.
+fn ask(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment> {
     establish::give_up(fd, reason);
     let rx = lock_stream(fd, Way::Rx)?;
     rx.endpoint.count_refusal(); // those of another process will not be counted
     let segment = rx.segment?;
     ask(rx.slot, &segment);
-    drop(rx);
+    Some(segment)
+}
+
+/// Ends the sending direction's ring, and asks the peer by `ask` to end the other. `waits`: as long as another thread or process is asleep
+/// in a send, else only a while.
+fn leave(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment), waits: bool) -> Option<Segment> {
+    let segment = self::ask(fd, reason, ask)?;
     wake_peer(fd, &segment);
     // What the peer has taken back goes first, as far as it reads.
     wait_while(|| {
@@ -106,10 +116,13 @@ fn wait_while(condition: impl Fn() -> bool) {
     }
 }
 
-/// The peer may be asleep in a receive; if what we send is in a ring, a doorbell is all that can be in the kernel socket.
+/// The peer may be asleep in a receive; if what we send is in a ring, a doorbell is all that can be in the kernel socket. What has not moved
+/// yet moves for that, if the peer has moved: it has consented before.
 fn wake_peer(fd: c_int, segment: &Segment) {
     let Some(tx) = lock_stream(fd, Way::Tx) else { return };
-    if tx.slot.tx_mode.load(Relaxed) == MODE_RING && segment.rx().state.load(Relaxed) == STATE_RING {
+    let in_ring = tx.slot.tx_mode.load(Relaxed) == MODE_RING;
+    let moves = || segment.rx().state.load(Acquire) == STATE_RING && switchover::enter_to_wake(fd, tx.slot, segment);
+    if in_ring || moves() {
         doorbell::poke(fd, tx.slot, segment);
     }
 }
@@ -158,13 +171,37 @@ pub(super) fn serve(fd: c_int, slot: &Slot, segment: &Segment) -> bool {
     waiting
 }
 
-/// In passing, at a receive, a wait or a close: answers if the peer asks.
+/// In passing, at a receive, a wait or a close: answers if the peer asks. A process that gives one connection up gives up others, and whoever is
+/// woken on this one may be asleep on it until those are answered too.
 pub(crate) fn answer(fd: c_int) {
-    if let Some(tx) = lock_stream(fd, Way::Tx)
-        && let Some(segment) = tx.segment
-    {
-        serve(fd, tx.slot, &segment);
+    let Some(tx) = lock_stream(fd, Way::Tx) else { return };
+    let Some(segment) = tx.segment else { return };
+    let asked = tx.slot.tx_mode.load(Relaxed) == MODE_RING && is_due(tx.slot, &segment);
+    serve(fd, tx.slot, &segment);
+    drop(tx);
+    if asked {
+        answer_others();
     }
+}
+
+/// Woken for nothing on a connection that the peer gives up: it may be for another.
+pub(super) fn look_elsewhere(segment: &Segment) {
+    if recall::is_wanted(segment) {
+        answer_others();
+    }
+}
+
+/// The caller may hold the receiving lock of one connection: sending locks come last in every order, and nobody waits for a receiving
+/// lock while he holds one.
+fn answer_others() {
+    fd_table::for_each(0, u32::MAX, |fd, entry| {
+        if matches!(entry, Entry::Stream(_))
+            && let Some(tx) = lock_stream(fd, Way::Tx)
+            && let Some(segment) = tx.segment.filter(|segment| is_due(tx.slot, segment))
+        {
+            serve(fd, tx.slot, &segment);
+        }
+    });
 }
 
 /// The last descriptor is about to be closed: waits, a while, until the kernel has taken what has to go back.
@@ -189,12 +226,16 @@ pub(crate) fn answer_at_last(fd: c_int) {
 /// # Errors
 /// EAGAIN where it may not; EINTR.
 pub(super) fn go_first(fd: c_int, tx: Locked, segment: &Segment, blocking: bool) -> Result<()> {
+    let asked = tx.slot.tx_mode.load(Relaxed) == MODE_RING;
     let waiting = serve(fd, tx.slot, segment);
     let blocked = waiting || tx.slot.tx_mode.load(Relaxed) == MODE_RING; // a thread is asleep in a send: it answers
     if blocked && !blocking {
         tx.endpoint.count_refusal();
     }
     drop(tx);
+    if asked {
+        answer_others();
+    }
     if !blocked {
         return Ok(());
     }
