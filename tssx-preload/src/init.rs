@@ -82,8 +82,10 @@ fn start() -> Option<&'static Policy> {
     if STATE.compare_exchange(NEW, RUNNING, AcqRel, Acquire).is_err() {
         return None;
     }
-    process::remember_pid();
     let state = if configure() { ACTIVE } else { INERT };
+    if state == ACTIVE {
+        process::start();
+    }
     STATE.store(state, Release);
     (state == ACTIVE).then(|| POLICY.get())
 }

@@ -156,6 +156,13 @@ next! {
     aio_write = AIO_WRITE(control: *mut c_void) -> c_int, -1;
     lio_listio = LIO_LISTIO(mode: c_int, list: *const *mut c_void, count: c_int, event: *mut c_void) -> c_int, -1;
     pidfd_getfd = PIDFD_GETFD(pidfd: c_int, fd: c_int, flags: c_uint) -> c_int, -1;
+    clone = CLONE(body: Option<crate::abi::spawn::Body>, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent_id: *mut c_void, tls: *mut c_void, child_id: *mut c_void) -> c_int, -1;
+    system = SYSTEM(command: *const c_char) -> c_int, -1;
+    popen = POPEN(command: *const c_char, mode: *const c_char) -> *mut libc::FILE, core::ptr::null_mut();
+    posix_spawn = SPAWN(child: *mut pid_t, path: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, libc::ENOSYS;
+    posix_spawnp = SPAWNP(child: *mut pid_t, file: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, libc::ENOSYS;
+    pidfd_spawn = PIDFD_SPAWN(child: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, libc::ENOSYS;
+    pidfd_spawnp = PIDFD_SPAWNP(child: *mut c_int, file: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, libc::ENOSYS;
     posix_spawn_file_actions_adddup2 = SPAWN_ADDDUP2(actions: *mut c_void, fd: c_int, target: c_int) -> c_int, libc::ENOSYS;
     backtrace_symbols_fd = BACKTRACE(buffer: *const *mut c_void, count: c_int, fd: c_int) -> (), ();
     forkpty = FORKPTY(master: *mut c_int, name: *mut c_char, settings: *const c_void, size: *const c_void) -> pid_t, -1;

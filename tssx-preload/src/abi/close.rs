@@ -23,9 +23,9 @@ pub(crate) unsafe extern "C" fn __close(fd: c_int) -> c_int {
 /// close_range(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    /// CLOSE_RANGE_CLOEXEC of linux/close_range.h: nothing is closed now.
-    const CLOEXEC: c_int = 4;
-    if first <= last && flags & CLOEXEC == 0 {
+    /// The only flag of linux/close_range.h with which something is closed now; what the kernel does not know it refuses.
+    const UNSHARE: c_int = 2;
+    if first <= last && flags & !UNSHARE == 0 {
         descriptors::close_ours(first, last);
     }
     // SAFETY: no pointers.

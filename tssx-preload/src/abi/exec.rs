@@ -8,7 +8,8 @@
 use core::ffi::{c_char, c_int};
 
 use crate::errno::{self, Errno};
-use crate::{next, process};
+use crate::next;
+use crate::process::images;
 
 type Strings = *const *const c_char;
 
@@ -16,35 +17,35 @@ type Strings = *const *const c_char;
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execve(path: *const c_char, arguments: Strings, environment: Strings) -> c_int {
     // SAFETY: the caller keeps execve(2)'s contract.
-    process::exec(|| unsafe { next::execve(path, arguments, environment) })
+    images::exec(|| unsafe { next::execve(path, arguments, environment) })
 }
 
 /// execv(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execv(path: *const c_char, arguments: Strings) -> c_int {
     // SAFETY: the caller keeps execv(3)'s contract.
-    process::exec(|| unsafe { next::execv(path, arguments) })
+    images::exec(|| unsafe { next::execv(path, arguments) })
 }
 
 /// execvp(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execvp(file: *const c_char, arguments: Strings) -> c_int {
     // SAFETY: the caller keeps execvp(3)'s contract.
-    process::exec(|| unsafe { next::execvp(file, arguments) })
+    images::exec(|| unsafe { next::execvp(file, arguments) })
 }
 
 /// execvpe(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execvpe(file: *const c_char, arguments: Strings, environment: Strings) -> c_int {
     // SAFETY: the caller keeps execvpe(3)'s contract.
-    process::exec(|| unsafe { next::execvpe(file, arguments, environment) })
+    images::exec(|| unsafe { next::execvpe(file, arguments, environment) })
 }
 
 /// fexecve(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn fexecve(fd: c_int, arguments: Strings, environment: Strings) -> c_int {
     // SAFETY: the caller keeps fexecve(3)'s contract.
-    process::exec(|| unsafe { next::fexecve(fd, arguments, environment) })
+    images::exec(|| unsafe { next::fexecve(fd, arguments, environment) })
 }
 
 /// execveat(2).
@@ -57,7 +58,7 @@ pub(crate) unsafe extern "C" fn execveat(
     flags: c_int,
 ) -> c_int {
     // SAFETY: the caller keeps execveat(2)'s contract.
-    process::exec(|| unsafe { next::execveat(folder, path, arguments, environment, flags) })
+    images::exec(|| unsafe { next::execveat(folder, path, arguments, environment, flags) })
 }
 
 /// Arguments that a variadic call may have here; more are E2BIG.

@@ -10,7 +10,7 @@ use core::ffi::{c_int, c_long, c_ulong};
 use tssx_core::reason::Reason;
 
 use super::{close, connection, io, msg, transfer};
-use crate::process::descriptors;
+use crate::process::{self, descriptors, images};
 use crate::socket::{establish, options};
 use crate::{fd_table, next};
 
@@ -102,6 +102,11 @@ pub(crate) unsafe extern "C" fn syscall(
             libc::SYS_dup3 => c_long::from(close::dup3(fd, low(b), low(c))),
             libc::SYS_close_range => c_long::from(close::close_range(fd.cast_unsigned(), low(b).cast_unsigned(), low(c))),
             libc::SYS_dup => c_long::from(close::dup(fd)),
+            libc::SYS_pidfd_getfd => {
+                let copy = next::syscall(number, a, b, c, d, e, f);
+                descriptors::appeared(low(copy));
+                copy
+            }
             libc::SYS_read if is_ours(fd) => io::read(fd, pointer(b), length(c)) as c_long,
             libc::SYS_write if is_ours(fd) => io::write(fd, pointer(b), length(c)) as c_long,
             libc::SYS_readv if is_ours(fd) => io::readv(fd, pointer(b).cast(), low(c)) as c_long,
@@ -127,6 +132,7 @@ pub(crate) unsafe extern "C" fn syscall(
             libc::SYS_shutdown if is_ours(fd) => c_long::from(connection::shutdown(fd, low(b))),
             libc::SYS_fcntl if is_ours(fd) => c_long::from(fcntl(fd, low(b), c.cast_unsigned())),
             libc::SYS_ioctl if is_ours(fd) => c_long::from(ioctl(fd, b.cast_unsigned(), c.cast_unsigned())),
+            _ if is_of_processes(number) => of_processes([number, a, b, c, d, e, f]),
             _ => {
                 if takes_descriptor(number) && is_ours(fd) {
                     establish::give_up(fd, Reason::RawSystemCall);
@@ -134,6 +140,45 @@ pub(crate) unsafe extern "C" fn syscall(
                 next::syscall(number, a, b, c, d, e, f)
             }
         }
+    }
+}
+
+/// Calls that make a process, turn it into another program, or end it.
+fn is_of_processes(number: c_long) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(number, libc::SYS_fork | libc::SYS_vfork) {
+        return true;
+    }
+    matches!(number, libc::SYS_clone | libc::SYS_clone3 | libc::SYS_execve | libc::SYS_execveat | libc::SYS_exit_group)
+}
+
+/// Those calls: `words` are the number and the arguments.
+///
+/// # Safety
+/// The contract of the call.
+#[cold]
+unsafe fn of_processes(words: [c_long; 7]) -> c_long {
+    let [number, a, b, c, d, e, f] = words;
+    // SAFETY: the caller's. A child that has memory of its own returns into its copy of this frame.
+    let call = || unsafe { next::syscall(number, a, b, c, d, e, f) };
+    match number {
+        libc::SYS_execve | libc::SYS_execveat => c_long::from(images::exec(|| low(call()))),
+        libc::SYS_exit_group => {
+            process::leaving();
+            call()
+        }
+        libc::SYS_clone => c_long::from(images::clone(a.cast_unsigned(), || low(call()))),
+        // SAFETY: clone3(2): the first word of the structure is the flags.
+        libc::SYS_clone3 if a != 0 => unsafe {
+            c_long::from(images::clone(pointer(a).cast::<u64>().read_unaligned(), || low(call())))
+        },
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_fork | libc::SYS_vfork => {
+            // vfork is fork, as under its name.
+            // SAFETY: no arguments.
+            c_long::from(process::fork(|| low(unsafe { next::syscall(libc::SYS_fork, 0, 0, 0, 0, 0, 0) })))
+        }
+        _ => call(),
     }
 }
 

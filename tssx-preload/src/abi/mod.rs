@@ -21,5 +21,6 @@ mod mapping;
 mod msg;
 mod process;
 mod readiness;
+pub(crate) mod spawn;
 pub(crate) mod stdio;
 mod transfer;

@@ -5,10 +5,8 @@
 use core::ffi::{c_char, c_int, c_void};
 
 use libc::pid_t;
-use tssx_core::reason::Reason;
 
-use crate::socket::recall;
-use crate::{fd_table, next, process};
+use crate::{next, process};
 
 /// fork(2).
 #[unsafe(no_mangle)]
@@ -60,17 +58,6 @@ pub(crate) unsafe extern "C" fn daemon(nochdir: c_int, noclose: c_int) -> c_int 
     let result = unsafe { next::daemon(nochdir, noclose) };
     process::became_child();
     result
-}
-
-/// posix_spawn_file_actions_adddup2(3): a connection that becomes the standard input or output of another program is served by that
-/// program, and libc's own dup2 in the child tells nobody.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn posix_spawn_file_actions_adddup2(actions: *mut c_void, fd: c_int, target: c_int) -> c_int {
-    if fd_table::stream(fd).is_some() {
-        recall::leave_rings_now(fd, Reason::DescriptorTravels);
-    }
-    // SAFETY: the caller keeps the function's contract.
-    unsafe { next::posix_spawn_file_actions_adddup2(actions, fd, target) }
 }
 
 /// forkpty(3): libc forks inside.

@@ -8,10 +8,11 @@ use tssx_core::reason::Reason;
 use tssx_core::sys;
 
 use crate::endpoint::Endpoint;
-use crate::errno::{self, Result};
+use crate::errno::{self, Errno, Result};
 use crate::fd_table::{self, Entry};
+use crate::process::images;
 use crate::readiness::pending::Pending;
-use crate::socket::{fallback, recall};
+use crate::socket::recall;
 use crate::{next, process};
 
 /// Why an entry goes.
@@ -77,7 +78,7 @@ pub(crate) fn retire(fd: c_int, previous: Option<Entry>, cause: Cause) {
 
 /// A number that the kernel has just handed out for something that is not selected: nothing of ours can be there.
 pub(crate) fn clear_stale(fd: c_int) {
-    if fd >= 0 && fd_table::get(fd).is_some() {
+    if fd >= 0 && fd_table::get(fd).is_some() && !process::is_borrowed() {
         let previous = fd_table::set(fd, None).ok().flatten();
         retire(fd, previous, Cause::Stale);
     }
@@ -102,21 +103,26 @@ pub(crate) fn appeared(fd: c_int) {
 
 /// close(2).
 pub(crate) fn close(fd: c_int) -> c_int {
-    if fd_table::get(fd).is_none() {
+    if fd_table::get(fd).is_none() || process::is_borrowed() {
         // SAFETY: no pointers.
         return unsafe { next::close(fd) };
     }
     let _gate = process::enter_gate();
+    // The program has never opened it, and closes every number that there might be.
+    let ours = matches!(fd_table::get(fd), Some(Entry::Mailbox(_)));
     let closing = closing(fd);
     // SAFETY: no pointers.
     let result = unsafe { next::close(fd) };
     closing.finish();
-    result
+    if ours { errno::int(Err(Errno(libc::EBADF))) } else { result }
 }
 
 /// Closes each descriptor of ours from `first` to `last`, before a call that closes them all. Closing them one by one first gives the
 /// kernel the same result.
 pub(crate) fn close_ours(first: u32, last: u32) {
+    if process::is_borrowed() {
+        return;
+    }
     fd_table::for_each(first, last, |fd, _| {
         close(fd);
     });
@@ -124,10 +130,19 @@ pub(crate) fn close_ours(first: u32, last: u32) {
 
 /// After dup(2) or F_DUPFD.
 pub(crate) fn copied(fd: c_int, copy: c_int) {
-    if copy >= 0 && (fd_table::get(fd).is_some() || fd_table::get(copy).is_some()) {
+    if copy >= 0 && (fd_table::get(fd).is_some() || fd_table::get(copy).is_some()) && !lent(fd) {
         let _gate = process::enter_gate();
         duplicated(fd, copy);
     }
+}
+
+/// Whether a child that borrows our memory duplicates a descriptor. It does so for the program that it is going to be, which has no ring.
+fn lent(fd: c_int) -> bool {
+    let borrowed = process::is_borrowed();
+    if borrowed && fd_table::stream(fd).is_some_and(|endpoint| images::is_at(fd, endpoint)) {
+        recall::leave_rings_now(fd, Reason::DescriptorTravels);
+    }
+    borrowed
 }
 
 /// Makes `copy` lead where `fd` does.
@@ -164,20 +179,17 @@ fn duplicated(fd: c_int, copy: c_int) {
     }
 }
 
-/// A connection is standard input or output now: stdio uses it there without passing any entry point of ours.
+/// A connection is standard input or output now: stdio uses it there without passing any entry point of ours. Most likely another program is
+/// going to, and neither direction could be taken back any more once the other is gone.
 fn become_standard(fd: c_int) {
-    if fd == 0 {
-        recall::leave_rings_now(fd, Reason::Stdio);
-    } else {
-        let _ = fallback::before_libc_writes(fd);
-    }
+    recall::leave_rings_now(fd, Reason::Stdio);
 }
 
 /// dup2 and dup3: `replace` is the real call.
 pub(crate) fn replace(fd: c_int, target: c_int, replace: impl Fn() -> c_int) -> Result<c_int> {
     let involved = fd_table::get(fd).is_some() || fd_table::get(target).is_some();
     // A call that will fail must not close anything.
-    if !involved || fd == target || target < 0 || sys::fcntl(fd, libc::F_GETFD, 0).is_err() {
+    if !involved || fd == target || target < 0 || sys::fcntl(fd, libc::F_GETFD, 0).is_err() || lent(fd) {
         return errno::from_int(replace());
     }
     let _gate = process::enter_gate();

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code, reason = "calls libc's fork")]
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use core::sync::atomic::{AtomicU32, AtomicUsize};
 
 use core::ffi::c_int;
@@ -16,33 +16,20 @@ use libc::pid_t;
 use tssx_core::{clock, sys};
 
 use crate::fd_table::{self, Entry};
-use crate::socket::{mailboxes, recall};
+use crate::socket::mailboxes;
 use crate::{endpoint, readiness};
 
 pub(crate) mod descriptors;
 pub(crate) mod held;
+mod identity;
+pub(crate) mod images;
 pub(crate) mod log;
 
-static PID: AtomicU32 = AtomicU32::new(0);
+pub(crate) use identity::{is_borrowed, pid, start};
+
 /// Upgrade steps in progress; `FORKING` while a fork keeps new ones out.
 static GATE: AtomicU32 = AtomicU32::new(0);
 const FORKING: u32 = 1 << 31;
-
-/// This process's id, never 0.
-#[inline]
-pub(crate) fn pid() -> u32 {
-    match PID.load(Relaxed) {
-        0 => remember_pid(),
-        pid => pid,
-    }
-}
-
-/// Asks the kernel who we are: at the start and after a fork.
-pub(crate) fn remember_pid() -> u32 {
-    let pid = sys::getpid().max(1);
-    PID.store(pid, Relaxed);
-    pid
-}
 
 /// Longest that a fork waits for threads inside the gate, microseconds; they leave it within a few system calls.
 const GATE_US: u64 = 50_000;
@@ -137,7 +124,12 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
     each_stream(|_, endpoint| endpoint.change_holders(true));
     let child = fork();
     match child {
-        0 => in_child(),
+        0 => {
+            // Unless a handler of pthread_atfork(3) was the first to ask who we are.
+            if FORKER.load(Acquire) == thread_pointer() {
+                in_child();
+            }
+        }
         child => {
             if child < 0 {
                 each_stream(|_, endpoint| endpoint.change_holders(false));
@@ -151,13 +143,23 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
 
 /// After a call in which libc may have forked by itself: if this is the child, it is the holder now.
 pub(crate) fn became_child() {
-    if PID.load(Relaxed) != sys::getpid() {
+    if identity::remembered() != sys::getpid() {
         in_child();
     }
 }
 
-fn in_child() {
-    remember_pid();
+/// In a child of which no entry point of ours told: one holder more, from here on.
+fn forked_unseen() {
+    let announced = FORKER.load(Acquire) == thread_pointer();
+    in_child();
+    if !announced {
+        each_stream(|_, endpoint| endpoint.change_holders(true));
+    }
+}
+
+/// In a forked child, before anything else: it has one thread, and its state is its own.
+pub(crate) fn in_child() {
+    identity::remember();
     FORKER.store(0, Release);
     GATE.store(0, Release);
     endpoint::pool_after_fork_in_child();
@@ -177,41 +179,11 @@ fn in_child() {
     });
 }
 
-/// The new image has no ring: connections that it inherits go back to the kernel socket, whether or not it will use them, for nobody
-/// can know. A helper that a server starts by fork and exec should not inherit what is not its business (FD_CLOEXEC).
-fn hand_over() {
-    recall::leave_all_rings_now(|visit| {
-        fd_table::for_each(0, u32::MAX, |fd, entry| {
-            if matches!(entry, Entry::Stream(_))
-                && sys::fcntl(fd, libc::F_GETFD, 0).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
-            {
-                visit(fd);
-            }
-        });
-    });
-}
-
-/// exec(3) through `exec`, which returns only if it fails: this image's share of every connection ends with it.
-pub(crate) fn exec(exec: impl Fn() -> c_int) -> c_int {
-    let ours = PID.load(Relaxed) == sys::getpid();
-    if ours {
-        hand_over();
-        each_stream(|_, endpoint| endpoint.change_holders(false));
-    }
-    let result = exec();
-    let errno = crate::errno::get();
-    if ours {
-        each_stream(|_, endpoint| endpoint.change_holders(true));
-    }
-    crate::errno::set(errno);
-    result
-}
-
 /// The process is about to end: gives up its share of every connection in the ledger, which a forked family may go on using.
 /// The table stays as it is, because other destructors may still write; the kernel closes the descriptors.
 pub(crate) fn leaving() {
-    // A child made by a raw clone has our memory but is not the holder.
-    if PID.load(Relaxed) == sys::getpid() {
+    // A child that shares our memory, or that has never touched a connection, is no holder.
+    if identity::remembered() == sys::getpid() {
         each_stream(|fd, endpoint| endpoint.leave(fd));
     }
 }

@@ -1,0 +1,77 @@
+//! Other programs: exec, and what libc starts by itself (posix_spawn, system, popen).
+//!
+//! A new image has no ring. Connections that it inherits go back to the kernel socket, whether or not it will use them, for nobody can know.
+//! A helper that a server starts should not inherit what is not its business (FD_CLOEXEC).
+
+use core::ffi::c_int;
+
+use libc::pid_t;
+use tssx_core::sys;
+
+use super::{each_stream, is_borrowed};
+use crate::endpoint::Endpoint;
+use crate::fd_table::{self, Entry};
+use crate::socket::recall;
+
+/// Whether a new image would have the connection at `fd`. The table may be that of a parent whose memory we borrow: the number must still
+/// be the connection's.
+fn is_inherited(fd: c_int, endpoint: &Endpoint) -> bool {
+    sys::fcntl(fd, libc::F_GETFD, 0).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0) && is_at(fd, endpoint)
+}
+
+/// Whether the number is, for the calling process, the endpoint's connection.
+pub(super) fn is_at(fd: c_int, endpoint: &Endpoint) -> bool {
+    let cookie = sys::getsockopt::<u64>(fd, libc::SO_COOKIE);
+    endpoint.slot().is_some_and(|slot| cookie == Ok(slot.cookie.load(core::sync::atomic::Ordering::Relaxed)))
+}
+
+/// Before another program begins that inherits descriptors.
+pub(crate) fn hand_over() {
+    recall::leave_all_rings_now(|visit| {
+        fd_table::for_each(0, u32::MAX, |fd, entry| {
+            if let Entry::Stream(endpoint) = entry
+                && is_inherited(fd, endpoint)
+            {
+                visit(fd);
+            }
+        });
+    });
+}
+
+/// exec(3) through `exec`, which returns only if it fails: this image's share of every connection ends with it.
+pub(crate) fn exec(exec: impl Fn() -> c_int) -> c_int {
+    if crate::init::active().is_none() {
+        return exec();
+    }
+    let borrowed = is_borrowed();
+    hand_over();
+    if borrowed {
+        return exec();
+    }
+    each_stream(|_, endpoint| endpoint.change_holders(false));
+    let result = exec();
+    let errno = crate::errno::get();
+    each_stream(|_, endpoint| endpoint.change_holders(true));
+    crate::errno::set(errno);
+    result
+}
+
+/// A call of libc's that starts another program.
+pub(crate) fn spawn<R>(spawn: impl FnOnce() -> R) -> R {
+    if crate::init::active().is_some() {
+        hand_over();
+    }
+    spawn()
+}
+
+/// clone(2) and its relatives through `clone`, which returns in both processes unless the child begins elsewhere.
+pub(crate) fn clone(flags: u64, clone: impl Fn() -> pid_t) -> pid_t {
+    let has = |flag: c_int| flags & u64::from(flag.cast_unsigned()) != 0;
+    if !has(libc::CLONE_VM) {
+        super::fork(clone)
+    } else if has(libc::CLONE_THREAD) {
+        clone()
+    } else {
+        spawn(clone)
+    }
+}
