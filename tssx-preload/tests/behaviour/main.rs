@@ -10,6 +10,7 @@
 //!
 //! The library is named by `TSSX_PRELOAD` (absolute path); `cargo xtask test` sets it.
 
+mod births;
 mod cases;
 #[path = "../../../xtask/src/census.rs"]
 mod census;

@@ -29,7 +29,7 @@ enum Source {
     C(&'static str),
 }
 
-const PAIRS: [Pair; 8] = [
+const PAIRS: [Pair; 9] = [
     Pair {
         name: "python-socket-and-makefile",
         server: Source::Python(include_str!("programs/makefile_server.py")),
@@ -70,6 +70,12 @@ const PAIRS: [Pair; 8] = [
         name: "c-jumps-out-of-busy-calls",
         server: Source::C(concat!("#define BUSY\n", include_str!("programs/jumps_server.c"))),
         client: Source::Python(include_str!("programs/jumps_client.py")),
+        expect: Expect::Accelerated,
+    },
+    Pair {
+        name: "c-starts-other-programs",
+        server: Source::C(include_str!("programs/spawns_server.c")),
+        client: Source::Python(include_str!("programs/spawns_client.py")),
         expect: Expect::Accelerated,
     },
     Pair {

@@ -94,3 +94,9 @@ pub(crate) fn become_cat(fd: i32) {
     let error = Command::new("cat").stdin(std::process::Stdio::inherit()).exec();
     panic!("cannot become cat: {error}");
 }
+
+/// `dup3`.
+pub(crate) fn dup3(fd: i32, onto: i32, flags: c_int) -> Answer {
+    // SAFETY: the cases own the descriptor that is replaced.
+    answer(unsafe { libc::dup3(fd, onto, flags) } as isize)
+}

@@ -349,6 +349,11 @@ pub(crate) struct ForkedChild {
 }
 
 impl ForkedChild {
+    /// The child of this id.
+    pub(crate) fn of(pid: i32) -> Self {
+        Self { pid }
+    }
+
     /// Kills the child by SIGKILL.
     pub(crate) fn kill(&self) {
         // SAFETY: our own child, not yet waited for, so the id is still its own.

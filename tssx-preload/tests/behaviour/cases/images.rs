@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::harness::{Case, Expect};
-use crate::role::{Role, pattern, read_exactly, write_all};
+use crate::role::{BRIEFLY, Role, pattern, read_exactly, write_all};
 use crate::sys;
 
 pub(super) const CASES: &[Case] = &[
@@ -14,6 +14,12 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "a-chain-of-images-writes-on", server: collecting_server, client: writing_client, expect: Expect::Accelerated },
     Case { name: "an-image-without-the-library-reads-on", server: stream_server, client: bare_client, expect: Expect::Accelerated },
     Case { name: "several-connections-cross-an-exec", server: several_server, client: several_client, expect: Expect::Accelerated },
+    Case {
+        name: "several-connections-in-another-order",
+        server: reversed_server,
+        client: reversed_client,
+        expect: Expect::Accelerated,
+    },
     Case { name: "a-helper-uses-what-it-inherited", server: helper_server, client: helper_client, expect: Expect::Accelerated },
     Case {
         name: "a-helper-without-the-library-too",
@@ -52,13 +58,14 @@ pub(crate) fn carry_on(what: &str, numbers: &[String]) {
         "read" => read_on(&place),
         "write" => write_on(&place),
         "several" => several_on(numbers),
+        "reversed" => reversed_on(numbers),
         "echo" => echo(place.fd),
         "nothing" => {}
-        _ => panic!("no image is called {what}"),
+        _ => assert!(super::travelling::carry_on(what, numbers), "no image is called {what}"),
     }
 }
 
-fn image(what: &str, numbers: &[usize]) -> Command {
+pub(super) fn image(what: &str, numbers: &[usize]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("our own path"));
     command.arg("--carry-on").arg(what).args(numbers.iter().map(usize::to_string));
     command
@@ -192,6 +199,40 @@ fn several_on(numbers: &[String]) {
         println!("connection {number}: {}", into == pattern(number, from, into.len()));
         write_all(fd, &pattern(number, 5, 5000));
     }
+}
+
+/// The peer sleeps on the first of three connections, and the new image begins with what was left unread on the last.
+fn reversed_server(role: &Role) {
+    let all: Vec<i32> = (0..3).map(|_| role.open_warm()).collect();
+    for (number, fd) in all.iter().enumerate() {
+        write_all(*fd, &pattern(number, 0, 10_000 * (number + 1)));
+    }
+    role.meet();
+    let mut back = vec![0; 5000];
+    read_exactly(all[0], &mut back);
+    role.note("back", back == pattern(0, 5, 5000));
+    all.iter().for_each(|fd| role.note("shutdown", sys::shutdown(*fd, libc::SHUT_WR)));
+    role.note("end", sys::read(all[0], &mut [0]));
+}
+
+fn reversed_client(role: &Role) {
+    let all: Vec<i32> = (0..3).map(|_| role.open_warm()).collect();
+    role.meet();
+    all.iter().for_each(|fd| inherit(*fd));
+    std::thread::sleep(BRIEFLY);
+    let numbers: Vec<usize> = all.iter().map(|fd| *fd as usize).collect();
+    panic!("cannot become the next image: {}", image("reversed", &numbers).exec());
+}
+
+fn reversed_on(numbers: &[String]) {
+    let all: Vec<i32> = numbers.iter().map(|text| text.parse().expect("a number")).collect();
+    for (number, fd) in all.iter().enumerate().rev() {
+        let mut into = vec![0; 10_000 * (number + 1)];
+        read_exactly(*fd, &mut into);
+        println!("connection {number}: {}", into == pattern(number, 0, into.len()));
+    }
+    write_all(all[0], &pattern(0, 5, 5000));
+    all.iter().for_each(|fd| println!("end: {:?}", sys::read(*fd, &mut [0])));
 }
 
 /// A child that serves the connection under its own high number, while the parent keeps it.

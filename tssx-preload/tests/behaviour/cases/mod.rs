@@ -1,11 +1,13 @@
 //! The cases, by topic. Each was written against the kernel's socket first.
 
+mod close_all;
 mod closing;
 mod data;
 mod descriptors;
 mod ends;
 mod epolling;
 mod faults;
+mod forks;
 mod gluing;
 mod images;
 mod interrupts;
@@ -26,6 +28,7 @@ mod sets;
 mod state;
 mod stdio;
 mod threads;
+mod travelling;
 mod unserved;
 mod vectors;
 mod waiting;
@@ -35,12 +38,14 @@ pub(crate) use images::carry_on;
 pub(crate) use selection::selection;
 
 const TOPICS: &[&[Case]] = &[
+    close_all::CASES,
     closing::CASES,
     data::CASES,
     descriptors::CASES,
     ends::CASES,
     epolling::CASES,
     faults::CASES,
+    forks::CASES,
     gluing::CASES,
     images::CASES,
     interrupts::CASES,
@@ -61,6 +66,7 @@ const TOPICS: &[&[Case]] = &[
     state::CASES,
     stdio::CASES,
     threads::CASES,
+    travelling::CASES,
     unserved::CASES,
     vectors::CASES,
     waiting::CASES,
