@@ -25,6 +25,7 @@ mod models;
 pub mod packets;
 pub mod reason;
 pub mod recall;
+pub mod reclaim;
 pub mod rendezvous;
 pub mod ring;
 pub mod segment;

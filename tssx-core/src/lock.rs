@@ -94,6 +94,15 @@ pub fn free_if_owned(word: &AtomicU64, own: u64) {
     let _ = word.compare_exchange(own, 0, AcqRel, Relaxed);
 }
 
+/// Whether nobody holds the lock; one that was left by a process that has ended is freed. For a process `pid`.
+pub(crate) fn is_free(word: &AtomicU64, pid: u32) -> bool {
+    let owner = word.load(Acquire);
+    if owner != 0 {
+        take_over(word, owner, self::owner(pid, 0), true);
+    }
+    owner == 0 || word.load(Acquire) == 0
+}
+
 /// Frees the lock of an owner that has ended; the caller then competes for it like everybody.
 fn take_over(word: &AtomicU64, owner: u64, own: u64, thoroughly: bool) {
     if owner != 0 && process(owner) != process(own) && !kernel::process_lives(process(owner), thoroughly) {

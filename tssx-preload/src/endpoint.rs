@@ -6,10 +6,11 @@
 //! **Reclamation.** Endpoints come from a pool that is never unmapped, so a lookup that races with `close` reads a valid
 //! object, perhaps of another connection by now. Every operation therefore (1) looks up the descriptor, (2) takes the
 //! direction's lock in the slot the endpoint names, (3) looks up the descriptor again: if it still leads to the same
-//! endpoint, then it cannot change hands while the lock is held, because [`Endpoint::detach`] clears the table before
-//! it takes both locks. A caller that lets go of the lock to spin or to sleep pins the endpoint first; the last pin to
+//! endpoint, then it cannot change hands while the lock is held, because [`Endpoint::detach`] is called with the table cleared and
+//! takes both locks. A caller that lets go of the lock to spin or to sleep pins the endpoint first; the last pin to
 //! go unmaps the segment and gives slot and endpoint back. So nothing is freed under anybody, and a descriptor number that
-//! comes back as another connection never receives our bytes.
+//! comes back as another connection never receives our bytes. The steps are `tssx-core`'s ([`tssx_core::reclaim`]), which checks them in
+//! every interleaving (`models/closing.rs`).
 
 #![allow(unsafe_code, reason = "puts segment handles together and ends their mappings")]
 
@@ -19,6 +20,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, ROLE_ACCEPTOR, Slot};
 use tssx_core::ledger::slots;
+use tssx_core::reclaim::{Pins, lock_named};
 use tssx_core::segment::{Segment, Side};
 use tssx_core::switchover::{self, Arrival};
 use tssx_core::upgrade::Schedule;
@@ -44,7 +46,7 @@ pub(crate) struct Endpoint {
     /// Descriptors of this process that lead here.
     descriptors: AtomicU32,
     /// One for the descriptors together, one for each caller that spins or sleeps.
-    pins: AtomicU32,
+    pins: Pins,
     /// 1 once the process has given up its share because it ends.
     left: AtomicU32,
     /// The copy into the ring that the holder of the sending lock is in the middle of: see `socket/copying.rs`.
@@ -102,17 +104,10 @@ pub(crate) enum Way {
 /// Locks a direction of the stream at `fd`; `None` if `fd` is no selected stream (any more).
 #[inline]
 pub(crate) fn lock_stream(fd: c_int, way: Way) -> Option<Locked> {
-    loop {
-        let endpoint = fd_table::stream(fd)?;
-        let Some(slot) = endpoint.slot() else {
-            continue; // being closed by another thread: its entry is cleared by now
-        };
-        let held = endpoint.lock(slot, way);
-        let same = fd_table::stream(fd).is_some_and(|again| core::ptr::eq(again, endpoint));
-        if same && endpoint.slot.load(Relaxed).cast_const() == core::ptr::from_ref(slot) {
-            return Some(Locked { endpoint, slot, segment: endpoint.segment(slot), held });
-        }
-    }
+    let take = |_: &'static Endpoint, slot: &'static Slot| Endpoint::take(slot, way);
+    let (endpoint, slot, held) = lock_named(|| fd_table::stream(fd), Endpoint::slot, take)?;
+    endpoint.forget_job_of_a_jump(way, &held);
+    Some(Locked { endpoint, slot, segment: endpoint.segment(slot), held })
 }
 
 /// Keeps an endpoint, its slot and its segment while no lock is held.
@@ -141,7 +136,7 @@ impl Locked {
 
     /// Pins the endpoint, for use after the lock is released.
     pub(crate) fn pin(&self) -> Pin {
-        self.endpoint.pins.fetch_add(1, Relaxed);
+        self.endpoint.pins.add();
         Pin { endpoint: self.endpoint }
     }
 }
@@ -162,7 +157,7 @@ impl Endpoint {
         endpoint.segment.store(core::ptr::null_mut(), Relaxed);
         endpoint.job.store(core::ptr::null_mut(), Relaxed);
         endpoint.descriptors.store(0, Relaxed);
-        endpoint.pins.store(1, Relaxed);
+        endpoint.pins.reset();
         endpoint.left.store(0, Relaxed);
         endpoint.deaf.store(0, Relaxed);
         endpoint.spare.store(0, Relaxed);
@@ -180,17 +175,29 @@ impl Endpoint {
         Some(endpoint)
     }
 
-    /// Takes a direction's lock.
+    /// Takes a direction's lock, of an endpoint that is sure to stay.
     #[inline]
     pub(crate) fn lock(&'static self, slot: &'static Slot, way: Way) -> Held {
-        let held = match way {
+        let held = Self::take(slot, way);
+        self.forget_job_of_a_jump(way, &held);
+        held
+    }
+
+    #[inline]
+    fn take(slot: &'static Slot, way: Way) -> Held {
+        match way {
             Way::Tx => held::acquire(&slot.tx_lock, Kind::Tx),
             Way::Rx => held::acquire(&slot.rx_lock, Kind::Rx),
-        };
-        if way == Way::Tx && !held.is_nested() {
-            self.job.store(core::ptr::null_mut(), Relaxed); // of a section that was left by a jump
         }
-        held
+    }
+
+    /// The last section may have been left by a jump. Not before the endpoint is known to be the lock's: it may be another connection's
+    /// by then, in the middle of a copy.
+    #[inline]
+    fn forget_job_of_a_jump(&self, way: Way, held: &Held) {
+        if way == Way::Tx && !held.is_nested() {
+            self.job.store(core::ptr::null_mut(), Relaxed);
+        }
     }
 
     /// The slot, unless the endpoint is free.
@@ -252,7 +259,7 @@ impl Endpoint {
         if let Some(slot) = self.slot() {
             let _rx = self.lock(slot, Way::Rx);
             let _tx = self.lock(slot, Way::Tx);
-            if self.pins.load(Acquire) > 1 {
+            if self.pins.others() {
                 // Calls go on in other threads, and the kernel's would keep the file: so do we, for as long as they last.
                 fd.into_iter().for_each(|fd| self.keep_socket(fd));
             } else if let Some(fd) = fd.filter(|_| slot.holders.load(Relaxed) == 1) {
@@ -312,7 +319,7 @@ impl Endpoint {
     }
 
     pub(crate) fn unpin(&'static self) {
-        if self.pins.fetch_sub(1, AcqRel) != 1 {
+        if !self.pins.remove() {
             return;
         }
         if let Some(slot) = self.slot() {
@@ -364,7 +371,7 @@ impl Endpoint {
 
     /// In a forked child: the pins of threads that do not exist here are gone.
     pub(crate) fn after_fork_in_child(&self) {
-        self.pins.store(1, Relaxed);
+        self.pins.reset();
         self.schedule.forget_mailbox();
     }
 

@@ -14,6 +14,7 @@ use super::layout::{
     PATH_WRITING, SLOT_CAPACITY, SLOT_CLAIMED, SLOT_CLOSED, SLOT_FREE, SLOT_PLAIN, SLOT_SELECTED, SLOT_UPGRADED, Slot,
 };
 use super::view::LedgerView;
+use crate::lock;
 use crate::reason::Reason;
 use crate::sys;
 
@@ -88,10 +89,7 @@ pub fn claim(ledger: &LedgerView, path: u32, role: u32, pid: u32) -> Option<&Slo
     for _ in 0..span {
         let index = header.claim_cursor.fetch_add(1, Relaxed) % span;
         let slot = ledger.slot(index as usize)?;
-        let state = slot.state.load(Acquire);
-        let free = state == SLOT_FREE || state == SLOT_CLOSED;
-        if free && slot.state.compare_exchange(state, SLOT_CLAIMED, AcqRel, Relaxed).is_ok() {
-            fill(slot, path, role, pid);
+        if try_claim(slot, path, role, pid) {
             header.slots_live.fetch_add(1, Relaxed);
             header.slots_used.fetch_max(index + 1, Release);
             if let Some(entry) = ledger.path_entry(path as usize) {
@@ -102,6 +100,19 @@ pub fn claim(ledger: &LedgerView, path: u32, role: u32, pid: u32) -> Option<&Slo
     }
     header.exhausted.fetch_add(1, Relaxed);
     None
+}
+
+/// Claims this slot, if it is free and nobody is inside its locks. They stay as they are: a call that was on its way to the slot's last
+/// connection may take one at any moment ([`crate::reclaim`]), and must not find itself beside another holder.
+pub(crate) fn try_claim(slot: &Slot, path: u32, role: u32, pid: u32) -> bool {
+    let state = slot.state.load(Acquire);
+    let free =
+        (state == SLOT_FREE || state == SLOT_CLOSED) && lock::is_free(&slot.tx_lock, pid) && lock::is_free(&slot.rx_lock, pid);
+    let claimed = free && slot.state.compare_exchange(state, SLOT_CLAIMED, AcqRel, Relaxed).is_ok();
+    if claimed {
+        fill(slot, path, role, pid);
+    }
+    claimed
 }
 
 /// How many slots claims go round in while `live` are open. A power of two that seldom changes: with any other span, each
@@ -141,8 +152,6 @@ fn fill(slot: &Slot, path: u32, role: u32, pid: u32) {
     for counter in counters {
         counter.store(0, Relaxed);
     }
-    slot.tx_lock.store(0, Relaxed);
-    slot.rx_lock.store(0, Relaxed);
     let states = [
         &slot.sndbuf,
         &slot.nonblocking,
@@ -189,14 +198,17 @@ pub fn mark_plain(ledger: &LedgerView, slot: &Slot, reason: Reason) -> bool {
 /// One process of the family lets go of the slot. The last one closes it: a connection that never decided is counted under
 /// the reason it had so far. Returns true for the last.
 pub fn release(ledger: &LedgerView, slot: &Slot) -> bool {
-    if slot.holders.fetch_sub(1, AcqRel) != 1 {
-        return false;
-    }
-    if slot.state.swap(SLOT_CLOSED, AcqRel) == SLOT_SELECTED {
+    let Some(state) = close(slot) else { return false };
+    if state == SLOT_SELECTED {
         count_reason(ledger, slot, slot.reason.load(Relaxed));
     }
     ledger.header().slots_live.fetch_sub(1, Relaxed);
     true
+}
+
+/// One holder fewer. The last one closes the slot, and gets the state that it had.
+pub(crate) fn close(slot: &Slot) -> Option<u32> {
+    (slot.holders.fetch_sub(1, AcqRel) == 1).then(|| slot.state.swap(SLOT_CLOSED, AcqRel))
 }
 
 fn count_reason(ledger: &LedgerView, slot: &Slot, code: u32) {
@@ -241,6 +253,19 @@ mod tests {
         let used = ledger.header().slots_used.load(Relaxed);
         assert!((LINGER_MIN..=2 * LINGER_MIN).contains(&used), "used {used}");
         assert_eq!(ledger.header().slots_live.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_slot_is_not_claimed_while_its_lock_is_held_but_by_a_process_that_has_ended() {
+        let mut child = std::process::Command::new("true").spawn().expect("spawn true");
+        child.wait().expect("wait");
+        let own = sys::getpid();
+        let slot = Slot::default();
+        slot.rx_lock.store(lock::owner(own, 64), Relaxed);
+        assert!(!try_claim(&slot, 0, 1, own));
+        slot.rx_lock.store(lock::owner(child.id(), 64), Relaxed);
+        assert!(try_claim(&slot, 0, 1, own));
+        assert_eq!(slot.rx_lock.load(Relaxed), 0);
     }
 
     #[test]

@@ -18,6 +18,8 @@
 
 pub(crate) mod atomics;
 #[cfg(test)]
+mod closing;
+#[cfg(test)]
 mod consent;
 #[cfg(test)]
 mod exclusion;

@@ -6,6 +6,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-core/src/ledger/slots.rs",
     "tssx-core/src/ledger/view.rs",
     "tssx-core/src/lock.rs",
+    "tssx-core/src/models/closing.rs",
     "tssx-core/src/models/consent.rs",
     "tssx-core/src/models/exclusion.rs",
     "tssx-core/src/models/room.rs",
