@@ -25,7 +25,7 @@ pub enum InFlight {
     Abandoned,
 }
 
-/// A send of process `pid` begins; under the sending lock.
+/// A send of process `pid` begins; under the sending lock. 0: of one that the others cannot name, and never take for dead.
 pub fn begins(slot: &Slot, pid: u32) {
     let count = (slot.kernel_tx_inflight.load(Relaxed) & COUNT).saturating_add(1).min(COUNT);
     slot.kernel_tx_inflight.store(pid << COUNT_BITS | count, Release);

@@ -28,6 +28,16 @@ pub fn owner(pid: u32, thread_pointer: usize) -> u64 {
     ((thread_pointer as u64) >> 6) << PID_BITS | u64::from(pid) & ((1 << PID_BITS) - 1)
 }
 
+/// Marks the word of a stranger, see [`stranger`].
+const STRANGER: u64 = 1 << 63;
+
+/// The word of a thread of a process that is in another pid namespace than its relatives: `number` takes the place of its id, which another
+/// process may have too. Nobody takes its lock over, because nobody can know whether it lives.
+#[must_use]
+pub fn stranger(number: u32, thread_pointer: usize) -> u64 {
+    owner(number, thread_pointer) | STRANGER
+}
+
 /// The process of a word.
 fn process(word: u64) -> u32 {
     u32::try_from(word & ((1 << PID_BITS) - 1)).unwrap_or(0)
@@ -105,7 +115,7 @@ pub(crate) fn is_free(word: &AtomicU64, pid: u32) -> bool {
 
 /// Frees the lock of an owner that has ended; the caller then competes for it like everybody.
 fn take_over(word: &AtomicU64, owner: u64, own: u64, thoroughly: bool) {
-    if owner != 0 && process(owner) != process(own) && !kernel::process_lives(process(owner), thoroughly) {
+    if owner != 0 && owner & STRANGER == 0 && process(owner) != process(own) && !kernel::process_lives(process(owner), thoroughly) {
         // Fails if somebody else was faster: then the word is no longer the dead owner's.
         let _ = word.compare_exchange(owner, 0, AcqRel, Relaxed);
     }
@@ -152,6 +162,14 @@ mod tests {
     }
 
     #[test]
+    fn the_lock_of_a_stranger_is_left_alone() {
+        let mut child = std::process::Command::new("true").spawn().expect("spawn true");
+        child.wait().expect("wait");
+        let word = AtomicU64::new(stranger(child.id(), 64));
+        assert!(!is_free(&word, sys::getpid()));
+    }
+
+    #[test]
     fn a_section_of_the_same_thread_inside_another_leaves_the_lock_alone() {
         let (word, own) = (AtomicU64::new(0), owner(sys::getpid(), 64));
         let outer = acquire(&word, own);
@@ -170,6 +188,7 @@ mod tests {
         assert_ne!(owner(1, 0x7f12_3456_7740), owner(1, 0x7f12_3456_7780));
         assert_ne!(owner(1, 0x7f12_3456_7740), owner(2, 0x7f12_3456_7740));
         assert_eq!(process(owner(4_194_303, usize::MAX >> 17)), 4_194_303);
+        assert_ne!(stranger(1, 0x7f12_3456_7740), owner(1, 0x7f12_3456_7740));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use core::mem::{MaybeUninit, size_of};
 
 mod process;
 
-pub use process::{abort, exit_group, getpid, process_lives, rest, usable_cpus, yield_now};
+pub use process::{abort, become_stranger, exit_group, getpid, getppid, is_stranger, process_lives, rest, usable_cpus, yield_now};
 
 /// An error number as the kernel returned it: positive, see errno(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

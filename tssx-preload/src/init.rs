@@ -151,10 +151,16 @@ fn is_secure() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+static LEDGER: LedgerCell = LedgerCell::new();
+
 /// The process's ledger; made when the first connection is selected. `None` if there is no memory for one.
 pub(crate) fn ledger() -> Option<&'static LedgerView> {
-    static VIEW: LedgerCell = LedgerCell::new();
-    VIEW.get()
+    LEDGER.get()
+}
+
+/// The ledger, if there is one by now.
+pub(crate) fn ledger_if_made() -> Option<&'static LedgerView> {
+    (LEDGER.state.load(Acquire) == ACTIVE).then(|| LEDGER.get()).flatten()
 }
 
 /// Holds the one ledger.

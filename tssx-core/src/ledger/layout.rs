@@ -48,6 +48,8 @@ pub struct LedgerHeader {
     pub claim_cursor: AtomicU32,
     /// Selected connections that found no free slot, and so are plain and uncounted.
     pub exhausted: AtomicU64,
+    /// Forked relatives that live in another pid namespace than their parent, so far: each is known by its number among them.
+    pub strangers: AtomicU64,
 }
 
 /// `PathEntry::state`: the entry is free.
@@ -201,9 +203,10 @@ pub struct Slot {
 #[cfg(not(loom))]
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
-    assert!(size_of::<LedgerHeader>() == 40);
+    assert!(size_of::<LedgerHeader>() == 48);
     assert!(align_of::<LedgerHeader>() == 8);
     assert!(offset_of!(LedgerHeader, exhausted) == 32);
+    assert!(offset_of!(LedgerHeader, strangers) == 40);
     assert!(size_of::<PathEntry>() == PATH_SIZE);
     assert!(offset_of!(PathEntry, name) == 8);
     assert!(offset_of!(PathEntry, selected) == 120);

@@ -3,6 +3,8 @@
 #![allow(unsafe_code, reason = "a structure that the kernel fills in")]
 
 use core::ffi::c_int;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::Relaxed;
 
 use super::{Errno, call, close, flag_arg, poll_now};
 
@@ -12,11 +14,34 @@ pub fn getpid() -> u32 {
     call(libc::SYS_getpid, [0; 6]).map_or(0, |pid| u32::try_from(pid).unwrap_or(0))
 }
 
+/// getppid(2): 0 for a process whose parent is in another pid namespace.
+#[must_use]
+pub fn getppid() -> u32 {
+    call(libc::SYS_getppid, [0; 6]).map_or(0, |pid| u32::try_from(pid).unwrap_or(0))
+}
+
+static IS_STRANGER: AtomicBool = AtomicBool::new(false);
+
+/// From now on, ids that relatives have left in shared memory say nothing to this process, which is in another pid namespace: it takes
+/// none of them for dead.
+pub fn become_stranger() {
+    IS_STRANGER.store(true, Relaxed);
+}
+
+/// Whether [`become_stranger`] was called, here or in the process that this one was forked from.
+#[must_use]
+pub fn is_stranger() -> bool {
+    IS_STRANGER.load(Relaxed)
+}
+
 /// Whether a process of our pid namespace can still do something. One that was killed cannot, though kill(2) finds its id until its parent
 /// has reaped it, and the parent may be the very process that waits for what the dead one holds. Of a child that can always be seen; of
 /// another process only `thoroughly`, with a descriptor that is there for a moment.
 #[must_use]
 pub fn process_lives(pid: u32, thoroughly: bool) -> bool {
+    if is_stranger() {
+        return true;
+    }
     let pid = pid as usize;
     if call(libc::SYS_kill, [pid, 0, 0, 0, 0, 0]) == Err(Errno(libc::ESRCH)) {
         return false;

@@ -25,7 +25,7 @@ mod identity;
 pub(crate) mod images;
 pub(crate) mod log;
 
-pub(crate) use identity::{is_borrowed, pid, start};
+pub(crate) use identity::{is_borrowed, owner, pid, pid_for_relatives, start};
 
 /// Upgrade steps in progress; `FORKING` while a fork keeps new ones out.
 static GATE: AtomicU32 = AtomicU32::new(0);
@@ -54,12 +54,6 @@ pub(crate) fn enter_gate() -> Gate {
         }
         sys::yield_now();
     }
-}
-
-/// The calling thread as the owner of a lock.
-#[inline]
-pub(crate) fn owner() -> u64 {
-    tssx_core::lock::owner(pid(), thread_pointer())
 }
 
 /// What tells threads of a process apart without thread-locals of ours: the ABI's thread pointer.
@@ -159,7 +153,7 @@ fn forked_unseen() {
 
 /// In a forked child, before anything else: it has one thread, and its state is its own.
 pub(crate) fn in_child() {
-    identity::remember();
+    identity::remember_in_child();
     FORKER.store(0, Release);
     GATE.store(0, Release);
     endpoint::pool_after_fork_in_child();

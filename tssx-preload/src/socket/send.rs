@@ -226,7 +226,7 @@ fn may_switch(fd: c_int, tx: &Locked, segment: &Segment) -> bool {
 /// direction into the ring since the caller looked; `in_ring` says that it was there and the call is for the kernel all the same.
 fn through_kernel(fd: c_int, tx: Locked, in_ring: bool, asked: Asked, plain: &impl Fn() -> isize) -> Option<Result<usize>> {
     let endpoint = tx.endpoint;
-    switchover::kernel_send_begins(tx.slot, tx.segment.as_ref(), process::pid());
+    switchover::kernel_send_begins(tx.slot, tx.segment.as_ref(), process::pid_for_relatives());
     if !in_ring && tx.slot.tx_mode.load(Relaxed) == MODE_RING {
         switchover::kernel_send_ends(tx.slot, tx.segment.as_ref(), None);
         return None;
@@ -369,7 +369,7 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
 /// every signal ends it. Counted as a send in progress, so that nobody ends the ring while the byte may still be on its way.
 pub(super) fn send_doorbell(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Result<()> {
     let (slot, endpoint) = (tx.slot, tx.endpoint);
-    in_flight::begins(slot, process::pid());
+    in_flight::begins(slot, process::pid_for_relatives());
     drop(tx);
     let end = |sent: usize| {
         let _guard = endpoint.lock(slot, Way::Tx);
