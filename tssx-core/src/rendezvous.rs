@@ -57,7 +57,21 @@ fn socket() -> sys::Result<i32> {
 
 /// Whether the process at the other end of `fd` runs as `uid`, or as root, who could do anything anyway.
 fn is_user(fd: i32, uid: u32) -> bool {
-    sys::getsockopt::<libc::ucred>(fd, libc::SO_PEERCRED).is_ok_and(|peer| peer.uid == uid || peer.uid == 0)
+    let peer = sys::getsockopt::<libc::ucred>(fd, libc::SO_PEERCRED);
+    peer.is_ok_and(|peer| peer.uid == 0 || (peer.uid == uid && (uid != OVERFLOW || sees_all_users())))
+}
+
+/// Whom the kernel names for every user that our user namespace has no number for (user_namespaces(7)): many, who are not the same. A user
+/// of that number is often there as well.
+const OVERFLOW: u32 = 65_534;
+
+/// Whether our user namespace has a number for every user.
+fn sees_all_users() -> bool {
+    let mut room = [0; 128];
+    let map = sys::read_file(c"/proc/self/uid_map", &mut room).unwrap_or(&[]);
+    let mut numbers = map.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    // The first of this namespace, whom it is outside, and how many.
+    [b"0".as_slice(), b"0", b"4294967295"].into_iter().all(|wanted| numbers.next() == Some(wanted))
 }
 
 /// The user at the other end of the stream `fd`, as the kernel recorded it.
@@ -237,6 +251,12 @@ mod tests {
         sys::close(mailbox);
         // SAFETY: not used below.
         unsafe { segment.unmap() };
+    }
+
+    #[test]
+    fn whom_the_namespace_has_no_number_for_is_nobody_in_particular() {
+        let map = std::fs::read_to_string("/proc/self/uid_map").expect("proc");
+        assert_eq!(sees_all_users(), map.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"]);
     }
 
     #[test]

@@ -127,6 +127,18 @@ pub fn open_to_append(path: &CStr) -> Result<c_int> {
     descriptor(call(libc::SYS_openat, args))
 }
 
+/// The beginning of a file of the kernel's, as far as there is room.
+///
+/// # Errors
+/// As open(2) and read(2).
+pub fn read_file<'a>(path: &CStr, room: &'a mut [u8]) -> Result<&'a [u8]> {
+    let flags = flag_arg(libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK);
+    let fd = descriptor(call(libc::SYS_openat, [flag_arg(libc::AT_FDCWD), path.as_ptr() as usize, flags, 0, 0, 0]))?;
+    let length = call(libc::SYS_read, [fd_arg(fd), room.as_mut_ptr() as usize, room.len(), 0, 0, 0]);
+    close(fd);
+    length.map(|length| room.get(..length).unwrap_or(&[]))
+}
+
 /// getcwd(2): the length of the path that is put into `room`, without its NUL.
 ///
 /// # Errors
