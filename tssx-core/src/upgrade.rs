@@ -177,7 +177,7 @@ impl Schedule {
                 Step::Nothing
             }
             Outcome::NotYet if operations < self.window_end.load(Relaxed) => Step::Nothing,
-            Outcome::NotYet => self.close_window(slot, operations),
+            Outcome::NotYet => self.close_window(own, slot, operations),
         }
     }
 
@@ -192,16 +192,18 @@ impl Schedule {
                 self.mailbox.store(mailbox.cast_unsigned() + 1, Release);
                 Step::Opened(mailbox)
             }
-            Err(_) => self.close_window(slot, operations),
+            Err(_) => self.close_window(own_inode(fd, slot).unwrap_or(0), slot, operations),
         }
     }
 
     /// No offer came (or no mailbox could be made): tries again much later, or not at all.
-    fn close_window(&self, slot: &Slot, operations: u64) -> Step {
-        slot.reason.store(Reason::PeerNotReady as u32, Relaxed);
+    fn close_window(&self, own: u64, slot: &Slot, operations: u64) -> Step {
+        // An accepted socket is of its peer's network namespace: if it is not known in ours, the two cannot meet.
+        let reason = if diag::peer(own) == Peer::Unknown { Reason::PeerUnknown } else { Reason::PeerNotReady };
+        slot.reason.store(reason as u32, Relaxed);
         let mailbox = self.forget_mailbox();
         if slot.attempts.fetch_add(1, Relaxed) + 1 >= WINDOWS_MAX {
-            return Step::GiveUp(Reason::PeerNotReady, mailbox);
+            return Step::GiveUp(reason, mailbox);
         }
         self.next.store(operations.saturating_mul(8), Relaxed);
         mailbox.map_or(Step::Nothing, Step::Closed)
