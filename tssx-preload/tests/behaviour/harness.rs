@@ -12,6 +12,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
+use tssx_core::reason::Reason;
 
 use crate::ledger::Counted;
 use crate::mode::{End, Mode, PRELOADED};
@@ -40,6 +41,10 @@ pub(crate) enum Expect {
     Accelerated,
     /// Too short to pay for a segment: selected and counted, but never a segment nor a byte through a ring.
     NeverUpgraded,
+    /// Selected and left on the kernel socket, with this reason at one end.
+    Plain(Reason),
+    /// The same for root. Whoever is not cannot make the case so, and it is of the ordinary kind.
+    PlainForRoot(Reason),
     /// Either is right (it asks for what the library may refuse); only the transcript counts.
     Either,
 }
@@ -107,6 +112,11 @@ fn proven(expect: Expect, mode: Mode, counted: &[Option<Counted>; 2]) -> Result<
                 (_, 0) => Ok(()),
                 _ => Err(format!("a short connection paid for a segment: {counted:?}").into()),
             }
+        }
+        Expect::PlainForRoot(_) if !nix::unistd::geteuid().is_root() => Ok(()),
+        Expect::Plain(reason) | Expect::PlainForRoot(reason) => {
+            let told = all.iter().any(|one| one.reasons & 1 << reason as u32 != 0);
+            if ring_bytes == 0 && told { Ok(()) } else { Err(format!("not plain with {reason:?}: {counted:?}").into()) }
         }
         _ => Ok(()),
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use tssx_core::ledger::layout::{LEDGER_SIZE, SLOT_SIZE, SLOTS_OFFSET};
+use tssx_core::ledger::layout::{LEDGER_SIZE, SLOT_SELECTED, SLOT_SIZE, SLOTS_OFFSET};
 use tssx_core::ledger::view::LedgerView;
 
 /// Sums over all slots of one ledger.
@@ -20,19 +20,22 @@ pub(crate) struct Counted {
     pub kernel_bytes: u64,
     /// Mappings of segments in the process at this moment.
     pub segments: u64,
+    /// Why connections are plain: a bit for each reason's code.
+    pub reasons: u64,
 }
 
 impl Counted {
     /// One line, for a file.
     pub(crate) fn to_text(self) -> String {
-        format!("{} {} {} {} {}\n", self.selected, self.accelerated, self.ring_bytes, self.kernel_bytes, self.segments)
+        let Self { selected, accelerated, ring_bytes, kernel_bytes, segments, reasons } = self;
+        format!("{selected} {accelerated} {ring_bytes} {kernel_bytes} {segments} {reasons}\n")
     }
 
     /// Reads the line back.
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [selected, accelerated, ring_bytes, kernel_bytes, segments] = numbers.try_into().ok()?;
-        Some(Self { selected, accelerated, ring_bytes, kernel_bytes, segments })
+        let [selected, accelerated, ring_bytes, kernel_bytes, segments, reasons] = numbers.try_into().ok()?;
+        Some(Self { selected, accelerated, ring_bytes, kernel_bytes, segments, reasons })
     }
 }
 
@@ -80,10 +83,14 @@ fn sums(bytes: &[u8]) -> io::Result<Counted> {
     for (_, path) in view.paths() {
         counted.selected += path.selected;
         counted.accelerated += path.accelerated;
+        let given = path.reasons.iter().enumerate().filter(|(_, count)| **count > 0);
+        counted.reasons |= given.fold(0, |bits, (code, _)| bits | 1 << code);
     }
     for slot in view.slots() {
         counted.ring_bytes += slot.ring_tx_bytes + slot.ring_rx_bytes;
         counted.kernel_bytes += slot.kernel_tx_bytes + slot.kernel_rx_bytes;
+        // Closed ones are among their path's.
+        counted.reasons |= u64::from(slot.state == SLOT_SELECTED) << slot.reason.min(63);
     }
     Ok(counted)
 }

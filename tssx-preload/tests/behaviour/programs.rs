@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
+use tssx_core::reason::Reason;
 
 use crate::harness::{DEADLINE, Expect, same};
 use crate::ledger::{self, Counted};
@@ -27,9 +28,13 @@ struct Pair {
 enum Source {
     Python(&'static str),
     C(&'static str),
+    /// C that is linked with musl, where the library is inert.
+    Musl(&'static str),
+    /// A program and, from the same text with PLUGIN, what it loads: its own path with `.so`.
+    CWithPlugin(&'static str),
 }
 
-const PAIRS: [Pair; 9] = [
+const PAIRS: [Pair; 13] = [
     Pair {
         name: "python-socket-and-makefile",
         server: Source::Python(include_str!("programs/makefile_server.py")),
@@ -79,6 +84,30 @@ const PAIRS: [Pair; 9] = [
         expect: Expect::Accelerated,
     },
     Pair {
+        name: "c-plug-in-with-deepbind",
+        server: Source::Python(include_str!("programs/makefile_server.py")),
+        client: Source::CWithPlugin(include_str!("programs/deepbind_client.c")),
+        expect: Expect::NeverUpgraded,
+    },
+    Pair {
+        name: "c-plug-in-with-deepbind-on-its-host's",
+        server: Source::Python(include_str!("programs/makefile_server.py")),
+        client: Source::CWithPlugin(concat!("#define HOST_CONNECTS\n", include_str!("programs/deepbind_client.c"))),
+        expect: Expect::NeverUpgraded,
+    },
+    Pair {
+        name: "musl-serves",
+        server: Source::Musl(include_str!("programs/stdio_server.c")),
+        client: Source::Python(include_str!("programs/makefile_client.py")),
+        expect: Expect::NeverUpgraded,
+    },
+    Pair {
+        name: "musl-asks",
+        server: Source::Python(include_str!("programs/makefile_server.py")),
+        client: Source::Musl(include_str!("programs/line_client.c")),
+        expect: Expect::NeverUpgraded,
+    },
+    Pair {
         name: "c-stdio",
         server: Source::C(include_str!("programs/stdio_server.c")),
         client: Source::Python(include_str!("programs/makefile_client.py")),
@@ -100,7 +129,12 @@ fn compare(pair: &Pair, mode: Mode) -> Result<(), Failed> {
     if mode.may_accelerate() && pair.expect == Expect::Accelerated && ring_bytes == 0 {
         return Err(format!("not accelerated: {counted:?}").into());
     }
-    if !mode.may_accelerate() && ring_bytes > 0 {
+    let never = !mode.may_accelerate() || pair.expect == Expect::NeverUpgraded;
+    let told = counted.iter().any(|one| one.reasons & 1 << Reason::PeerNotReady as u32 != 0);
+    if pair.expect == Expect::NeverUpgraded && mode.may_accelerate() && !told {
+        return Err(format!("plain without a reason: {counted:?}").into());
+    }
+    if never && ring_bytes > 0 {
         return Err(format!("bytes in rings without a peer: {counted:?}").into());
     }
     Ok(())
@@ -135,6 +169,12 @@ fn start(source: Source, mode: Mode, end: End, directory: &Path) -> Result<Proce
             python
         }
         Source::C(text) => Command::new(compile(text, &directory.join(format!("{end:?}")), &[])?),
+        Source::Musl(text) => Command::new(compile_by("musl-gcc", text, &directory.join(format!("{end:?}")), &[])?),
+        Source::CWithPlugin(text) => {
+            let plugin = directory.join(format!("{end:?}.so"));
+            compile(text, &plugin, &["-DPLUGIN", "-shared", "-fPIC"])?;
+            Command::new(compile(text, &directory.join(format!("{end:?}")), &[])?)
+        }
     };
     command.arg(directory.join(SOCKET));
     mode.apply(&mut command, end, &directory.join(SOCKET));
@@ -146,7 +186,11 @@ fn start(source: Source, mode: Mode, end: End, directory: &Path) -> Result<Proce
 /// # Errors
 /// gcc is missing or finds fault with the text.
 pub(crate) fn compile(text: &str, to: &Path, options: &[&str]) -> Result<PathBuf, Failed> {
-    let mut gcc = Command::new("gcc");
+    compile_by("gcc", text, to, options)
+}
+
+fn compile_by(compiler: &str, text: &str, to: &Path, options: &[&str]) -> Result<PathBuf, Failed> {
+    let mut gcc = Command::new(compiler);
     gcc.args(["-O1", "-Wall", "-x", "c", "-", "-o"]).arg(to).args(options).stdin(Stdio::piped());
     let mut gcc = gcc.spawn()?;
     gcc.stdin.take().ok_or("gcc's standard input")?.write_all(text.as_bytes())?;

@@ -4,6 +4,8 @@
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use tssx_core::reason::Reason;
+
 use crate::harness::{Case, Expect};
 use crate::role::{Role, pattern, read_exactly, write_all};
 use crate::{filter, sys};
@@ -17,9 +19,20 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "no-file-may-grow-at-the-server", server: fileless_server, client: echo_client, expect: Expect::Either },
     Case { name: "no-locked-memory", server: echo_server, client: unlocked_client, expect: Expect::Either },
     Case { name: "no-memfd-by-seccomp", server: echo_server, client: memfdless_client, expect: Expect::Either },
-    Case { name: "no-netlink-by-seccomp", server: echo_server, client: deaf_client, expect: Expect::Either },
+    Case { name: "no-netlink-by-seccomp", server: echo_server, client: deaf_client, expect: Expect::Plain(Reason::PeerUnknown) },
     Case { name: "nothing-but-the-least-by-seccomp", server: echo_server, client: least_client, expect: Expect::Either },
-    Case { name: "another-network-namespace", server: echo_server, client: elsewhere_client, expect: Expect::Either },
+    Case {
+        name: "another-network-namespace",
+        server: echo_server,
+        client: elsewhere_client,
+        expect: Expect::PlainForRoot(Reason::PeerUnknown),
+    },
+    Case {
+        name: "no-segment-by-seccomp",
+        server: echo_server,
+        client: segmentless_client,
+        expect: Expect::Plain(Reason::NoMemory),
+    },
 ];
 
 /// Messages back and forth: more than it takes to upgrade, and more than once the time after which it is tried again.
@@ -144,6 +157,14 @@ fn unlocked_client(role: &Role) {
 fn memfdless_client(role: &Role) {
     filter::refuse(&[libc::SYS_memfd_create]);
     echo_client(role);
+}
+
+/// Once the connection is counted.
+fn segmentless_client(role: &Role) {
+    let fd = role.open();
+    filter::refuse(&[libc::SYS_memfd_create]);
+    ask(role, fd);
+    role.note("close", sys::close(fd));
 }
 
 fn deaf_client(role: &Role) {

@@ -18,6 +18,7 @@ mod news;
 mod nonblocking;
 mod options;
 mod pending;
+mod places;
 mod polling;
 mod processes;
 mod readiness;
@@ -33,9 +34,11 @@ mod unserved;
 mod vectors;
 mod waiting;
 
+use std::ffi::OsString;
+use std::path::Path;
+
 use crate::harness::Case;
 pub(crate) use images::carry_on;
-pub(crate) use selection::selection;
 
 const TOPICS: &[&[Case]] = &[
     close_all::CASES,
@@ -56,6 +59,7 @@ const TOPICS: &[&[Case]] = &[
     nonblocking::CASES,
     options::CASES,
     pending::CASES,
+    places::CASES,
     polling::CASES,
     processes::CASES,
     readiness::CASES,
@@ -75,4 +79,9 @@ const TOPICS: &[&[Case]] = &[
 /// Every case.
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     TOPICS.iter().copied().flatten()
+}
+
+/// The USE_TSSX of a case that is about it.
+pub(crate) fn selection(case: &str, directory: &Path) -> Option<OsString> {
+    selection::selection(case, directory).or_else(|| places::selection(case, directory))
 }

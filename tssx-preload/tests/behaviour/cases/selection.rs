@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// The USE_TSSX of a case that is about it.
-pub(crate) fn selection(case: &str, directory: &Path) -> Option<OsString> {
+pub(super) fn selection(case: &str, directory: &Path) -> Option<OsString> {
     let within = |name: &str| directory.join(name).into_os_string();
     match case {
         "selected-abstract-name" => Some(format!("@{}", abstract_name(directory)).into()),
