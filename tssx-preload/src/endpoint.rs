@@ -49,6 +49,8 @@ pub(crate) struct Endpoint {
     pins: Pins,
     /// 1 once the process has given up its share because it ends.
     left: AtomicU32,
+    /// 1 once a signal handler has closed the connection in the middle of a locked section of its own thread, which will go on.
+    interrupted: AtomicU32,
     /// The copy into the ring that the holder of the sending lock is in the middle of: see `socket/copying.rs`.
     pub(crate) job: AtomicPtr<Job<'static>>,
     /// When the peer was last known to live, in ticks.
@@ -159,6 +161,7 @@ impl Endpoint {
         endpoint.descriptors.store(0, Relaxed);
         endpoint.pins.reset();
         endpoint.left.store(0, Relaxed);
+        endpoint.interrupted.store(0, Relaxed);
         endpoint.deaf.store(0, Relaxed);
         endpoint.spare.store(0, Relaxed);
         for moment in [&endpoint.last_alive, &endpoint.last_head, &endpoint.last_write, &endpoint.asked, &endpoint.refusals] {
@@ -257,8 +260,11 @@ impl Endpoint {
             return false;
         }
         if let Some(slot) = self.slot() {
-            let _rx = self.lock(slot, Way::Rx);
-            let _tx = self.lock(slot, Way::Tx);
+            let rx = self.lock(slot, Way::Rx);
+            let tx = self.lock(slot, Way::Tx);
+            if rx.is_nested() || tx.is_nested() {
+                self.interrupted.store(1, Relaxed);
+            }
             if self.pins.others() {
                 // Calls go on in other threads, and the kernel's would keep the file: so do we, for as long as they last.
                 fd.into_iter().for_each(|fd| self.keep_socket(fd));
@@ -322,6 +328,7 @@ impl Endpoint {
         if !self.pins.remove() {
             return;
         }
+        let mut interrupted = false;
         if let Some(slot) = self.slot() {
             if let Some(spare) = self.spare.swap(0, AcqRel).checked_sub(1).map(u32::cast_signed) {
                 let _ = fd_table::set(spare, None);
@@ -332,18 +339,25 @@ impl Endpoint {
             self.slot.store(core::ptr::null_mut(), Release);
             self.segment.store(core::ptr::null_mut(), Release);
             let share = self.left.load(Relaxed) == 0;
+            interrupted = self.interrupted.load(Relaxed) == 1;
             if let Some(segment) = segment {
                 Self::say_goodbye(slot, &segment);
                 segment.own_side().holders.fetch_sub(u32::from(share), Relaxed);
-                // SAFETY: no descriptor leads here, both locks were free after that, and the last pin is ours.
-                unsafe { segment.unmap() };
+                if !interrupted {
+                    // SAFETY: no descriptor leads here, both locks were free after that, and the last pin is ours.
+                    unsafe { segment.unmap() };
+                }
             }
             if let Some(ledger) = init::ledger().filter(|_| share) {
                 log::say_if_never_decided(slot);
                 slots::release(ledger, slot);
             }
         }
-        POOL.give(self);
+        // What a section still uses that a handler interrupted is lost to us: nobody says when it ends. Its slot is not, for nobody claims one
+        // while a lock of it is held.
+        if !interrupted {
+            POOL.give(self);
+        }
     }
 
     /// The process ends: gives up its share in ledger and segment, but goes on working for destructors that still write.

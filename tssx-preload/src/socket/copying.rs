@@ -43,7 +43,7 @@ pub(super) fn room(tx: &Locked, producer: &Producer<'_>, capacity: u64, admitted
 /// The copy that the calling signal handler interrupted.
 fn interrupted(tx: &Locked) -> Option<&Job<'_>> {
     // SAFETY: the lock is held by this very thread further out, so we are above its frame, which set the pointer and clears
-    // it before it goes. A frame that was left by a jump is no holder any more (`Endpoint::lock` clears the pointer then).
+    // it before it goes. A frame that was left by a jump is no holder any more (the next section clears the pointer).
     unsafe { tx.endpoint.job.load(Relaxed).as_ref() }.filter(|_| tx.is_nested())
 }
 

@@ -36,6 +36,13 @@ extern "C" fn read_one(_: c_int) {
     MOVED.fetch_add(if got == 1 { usize::from(byte[0]) + 1 } else { 0 }, SeqCst);
 }
 
+/// Closes the stream.
+extern "C" fn close_it(_: c_int) {
+    // SAFETY: close is safe in a handler; the case owns the descriptor.
+    let closed = unsafe { libc::close(STREAM.load(SeqCst)) };
+    COUNT.fetch_add(usize::from(closed == 0), SeqCst);
+}
+
 fn install(signal: c_int, handler: extern "C" fn(c_int), flags: c_int) {
     // SAFETY: sigaction is plain data for which zero is valid; the handlers above are safe in signals.
     unsafe {
@@ -65,6 +72,13 @@ pub(crate) fn use_in_handler(fd: i32, writes: bool, period: Duration) {
     tick(period);
 }
 
+/// SIGALRM once after `delay`, whose handler closes `fd`.
+pub(crate) fn close_in_handler(fd: i32, delay: Duration) {
+    STREAM.store(fd, SeqCst);
+    install(libc::SIGALRM, close_it, libc::SA_RESTART);
+    set_timer(delay, Duration::ZERO);
+}
+
 /// Stops the timer. What the handler moved: bytes that it wrote, or the sum of (byte + 1) that it read.
 pub(crate) fn moved_in_handler() -> usize {
     tick(Duration::ZERO);
@@ -72,8 +86,12 @@ pub(crate) fn moved_in_handler() -> usize {
 }
 
 fn tick(period: Duration) {
-    let time = libc::timeval { tv_sec: 0, tv_usec: period.subsec_micros().into() };
-    let timer = libc::itimerval { it_interval: time, it_value: time };
+    set_timer(period, period);
+}
+
+fn set_timer(first: Duration, period: Duration) {
+    let time = |period: Duration| libc::timeval { tv_sec: 0, tv_usec: period.subsec_micros().into() };
+    let timer = libc::itimerval { it_interval: time(period), it_value: time(first) };
     // SAFETY: a live itimerval; the old one is not asked for.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
 }

@@ -32,6 +32,9 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "a-wait-that-blocks-all-signals", server: blocking_server, client: blocking_client, expect: Expect::Accelerated },
     Case { name: "handler-writes-to-the-same-stream", server: handler_writer, client: handler_reader, expect: Expect::Accelerated },
     Case { name: "handler-reads-from-the-same-stream", server: handler_taker, client: handler_giver, expect: Expect::Accelerated },
+    Case { name: "handler-closes-what-is-written", server: closing_writer, client: closed_reader, expect: Expect::Accelerated },
+    Case { name: "handler-closes-under-a-wait", server: closing_waiter, client: stays, expect: Expect::Accelerated },
+    Case { name: "handler-closes-what-is-read", server: closing_reader, client: closed_writer, expect: Expect::Accelerated },
     Case { name: "handler-uses-another-stream", server: other_server, client: other_client, expect: Expect::Accelerated },
 ];
 
@@ -322,6 +325,76 @@ fn handler_writer(role: &Role) {
     std::fs::write(role.directory().join("moved"), moved.to_string()).expect("write");
     role.note("close", sys::close(fd));
     role.meet();
+}
+
+/// Connections that end so, after so many microseconds each and some more.
+const CLOSED: usize = 40;
+const AFTER_US: usize = 300;
+
+/// What a call gets once a handler has closed its descriptor, wherever it found it.
+fn until_it_fails(role: &Role, fd: i32, round: usize, call: impl Fn() -> sys::Answer) {
+    signals::close_in_handler(fd, Duration::from_micros((AFTER_US + 37 * round) as u64));
+    let failed = loop {
+        if let Err(error) = call() {
+            break error;
+        }
+    };
+    role.note("failed", failed);
+    role.meet();
+}
+
+fn closing_writer(role: &Role) {
+    let bytes = vec![7; 60_000];
+    for round in 0..CLOSED {
+        let fd = role.open_warm();
+        until_it_fails(role, fd, round, || sys::write(fd, &bytes));
+    }
+}
+
+fn closed_reader(role: &Role) {
+    let mut into = vec![0; 100_000];
+    for _ in 0..CLOSED {
+        let fd = role.open_warm();
+        let mut right = true;
+        while let Ok(count @ 1..) = sys::read(fd, &mut into) {
+            right &= into[..count].iter().all(|byte| *byte == 7);
+        }
+        role.note("right", right);
+        role.meet();
+        assert_eq!(sys::close(fd), Ok(0));
+    }
+}
+
+/// The kernel makes the call again, and there is no such descriptor.
+fn closing_waiter(role: &Role) {
+    let fd = role.open_warm();
+    signals::close_in_handler(fd, Duration::from_millis(10));
+    role.note("read", sys::read(fd, &mut [0; 9]));
+    role.meet();
+}
+
+fn closing_reader(role: &Role) {
+    for round in 0..CLOSED {
+        let fd = role.open_warm();
+        let call = || sys::recv(fd, &mut [0; 60_000], 0).and_then(|count| if count == 0 { Err("the end") } else { Ok(count) });
+        until_it_fails(role, fd, round, call);
+    }
+}
+
+fn closed_writer(role: &Role) {
+    let bytes = vec![7; 60_000];
+    for _ in 0..CLOSED {
+        let fd = role.open_warm();
+        let failed = loop {
+            if let Err(error) = sys::send(fd, &bytes, libc::MSG_NOSIGNAL) {
+                break error;
+            }
+        };
+        // Bytes that the other end has not read make it ECONNRESET once.
+        role.note("failed", ["EPIPE", "ECONNRESET"].contains(&failed));
+        role.meet();
+        assert_eq!(sys::close(fd), Ok(0));
+    }
 }
 
 fn handler_reader(role: &Role) {
