@@ -26,6 +26,7 @@ pub mod packets;
 pub mod reason;
 pub mod recall;
 pub mod reclaim;
+pub mod remainder;
 pub mod rendezvous;
 pub mod ring;
 pub mod segment;

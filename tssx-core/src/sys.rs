@@ -251,10 +251,22 @@ pub fn accept(fd: c_int) -> Result<c_int> {
 /// # Errors
 /// As the man page.
 pub fn getsockname(fd: c_int) -> Result<(libc::sockaddr_un, usize)> {
+    name_by(libc::SYS_getsockname, fd)
+}
+
+/// getpeername(2), likewise.
+///
+/// # Errors
+/// As the man page.
+pub fn getpeername(fd: c_int) -> Result<(libc::sockaddr_un, usize)> {
+    name_by(libc::SYS_getpeername, fd)
+}
+
+fn name_by(number: libc::c_long, fd: c_int) -> Result<(libc::sockaddr_un, usize)> {
     let mut address = MaybeUninit::<libc::sockaddr_un>::zeroed();
     let mut length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
     let args = [fd_arg(fd), address.as_mut_ptr() as usize, core::ptr::from_mut(&mut length) as usize, 0, 0, 0];
-    call(libc::SYS_getsockname, args)?;
+    call(number, args)?;
     // SAFETY: zeroed is a valid `sockaddr_un`, and the kernel wrote no more than its size.
     Ok((unsafe { address.assume_init() }, (length as usize).min(size_of::<libc::sockaddr_un>())))
 }

@@ -132,8 +132,6 @@ next! {
     syscall = SYSCALL(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long, -1;
 
     execve = EXECVE(path: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, -1;
-    execv = EXECV(path: *const c_char, arguments: *const *const c_char) -> c_int, -1;
-    execvp = EXECVP(file: *const c_char, arguments: *const *const c_char) -> c_int, -1;
     execvpe = EXECVPE(file: *const c_char, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, -1;
     fexecve = FEXECVE(fd: c_int, arguments: *const *const c_char, environment: *const *const c_char) -> c_int, -1;
     execveat = EXECVEAT(folder: c_int, path: *const c_char, arguments: *const *const c_char, environment: *const *const c_char, flags: c_int) -> c_int, -1;

@@ -10,42 +10,50 @@ use core::ffi::{c_char, c_int};
 use crate::errno::{self, Errno};
 use crate::next;
 use crate::process::images;
+use crate::process::remainder::Strings;
 
-type Strings = *const *const c_char;
+/// environ(7), which the functions that take no environment pass on.
+fn own_environment() -> Strings {
+    unsafe extern "C" {
+        static mut environ: Strings;
+    }
+    // SAFETY: libc's variable, read as libc's own exec reads it.
+    unsafe { environ }
+}
 
 /// execve(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execve(path: *const c_char, arguments: Strings, environment: Strings) -> c_int {
     // SAFETY: the caller keeps execve(2)'s contract.
-    images::exec(|| unsafe { next::execve(path, arguments, environment) })
+    unsafe { images::exec(environment, |environment| next::execve(path, arguments, environment)) }
 }
 
 /// execv(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execv(path: *const c_char, arguments: Strings) -> c_int {
     // SAFETY: the caller keeps execv(3)'s contract.
-    images::exec(|| unsafe { next::execv(path, arguments) })
+    unsafe { images::exec(own_environment(), |environment| next::execve(path, arguments, environment)) }
 }
 
 /// execvp(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execvp(file: *const c_char, arguments: Strings) -> c_int {
     // SAFETY: the caller keeps execvp(3)'s contract.
-    images::exec(|| unsafe { next::execvp(file, arguments) })
+    unsafe { images::exec(own_environment(), |environment| next::execvpe(file, arguments, environment)) }
 }
 
 /// execvpe(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn execvpe(file: *const c_char, arguments: Strings, environment: Strings) -> c_int {
     // SAFETY: the caller keeps execvpe(3)'s contract.
-    images::exec(|| unsafe { next::execvpe(file, arguments, environment) })
+    unsafe { images::exec(environment, |environment| next::execvpe(file, arguments, environment)) }
 }
 
 /// fexecve(3).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn fexecve(fd: c_int, arguments: Strings, environment: Strings) -> c_int {
     // SAFETY: the caller keeps fexecve(3)'s contract.
-    images::exec(|| unsafe { next::fexecve(fd, arguments, environment) })
+    unsafe { images::exec(environment, |environment| next::fexecve(fd, arguments, environment)) }
 }
 
 /// execveat(2).
@@ -58,7 +66,7 @@ pub(crate) unsafe extern "C" fn execveat(
     flags: c_int,
 ) -> c_int {
     // SAFETY: the caller keeps execveat(2)'s contract.
-    images::exec(|| unsafe { next::execveat(folder, path, arguments, environment, flags) })
+    unsafe { images::exec(environment, |environment| next::execveat(folder, path, arguments, environment, flags)) }
 }
 
 /// Arguments that a variadic call may have here; more are E2BIG.

@@ -162,7 +162,18 @@ unsafe fn of_processes(words: [c_long; 7]) -> c_long {
     // SAFETY: the caller's. A child that has memory of its own returns into its copy of this frame.
     let call = || unsafe { next::syscall(number, a, b, c, d, e, f) };
     match number {
-        libc::SYS_execve | libc::SYS_execveat => c_long::from(images::exec(|| low(call()))),
+        // SAFETY: execve(2): the third argument is the environment.
+        libc::SYS_execve => c_long::from(unsafe {
+            images::exec(pointer(c).cast(), |strings| {
+                low(next::syscall(number, a, b, strings.expose_provenance() as c_long, d, e, f))
+            })
+        }),
+        // SAFETY: execveat(2): the fourth.
+        libc::SYS_execveat => c_long::from(unsafe {
+            images::exec(pointer(d).cast(), |strings| {
+                low(next::syscall(number, a, b, c, strings.expose_provenance() as c_long, e, f))
+            })
+        }),
         libc::SYS_exit_group => {
             process::leaving();
             call()

@@ -13,7 +13,7 @@ use tssx_core::reason::Reason;
 
 use super::{close, io};
 use crate::endpoint::{Way, lock_stream};
-use crate::process::descriptors;
+use crate::process::{descriptors, remainder};
 use crate::socket::{establish, fallback};
 use crate::{errno, fd_table, next, process};
 
@@ -88,6 +88,26 @@ pub(crate) unsafe extern "C" fn fdopen(fd: c_int, mode: *const c_char) -> *mut F
             }
         }
         stream
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = inherit;
+
+/// What the last image has left, and stdin if it is a connection with something left: libc reads from descriptor 0 by itself.
+extern "C" fn inherit() {
+    unsafe extern "C" {
+        static mut stdin: *mut FILE;
+    }
+    if remainder::adopt() && fd_table::stream(0).is_some() {
+        // SAFETY: nothing has been read yet, and the program finds libc's variable as we leave it.
+        unsafe {
+            let stream = fdopen(0, c"r".as_ptr());
+            if !stream.is_null() {
+                stdin = stream;
+            }
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! Other programs: exec, and what libc starts by itself (posix_spawn, system, popen).
 //!
 //! A new image has no ring. Connections that it inherits go back to the kernel socket, whether or not it will use them, for nobody can know.
-//! A helper that a server starts should not inherit what is not its business (FD_CLOEXEC).
+//! A helper that a server starts should not inherit what is not its business (FD_CLOEXEC). What nobody can give back goes along
+//! (`remainder.rs`).
+
+#![allow(unsafe_code, reason = "passes environments on")]
 
 use core::ffi::c_int;
 
 use libc::pid_t;
 use tssx_core::sys;
 
+use super::remainder::{Remainders, Strings};
 use super::{each_stream, is_borrowed};
 use crate::endpoint::Endpoint;
 use crate::fd_table::{self, Entry};
@@ -15,7 +19,7 @@ use crate::socket::recall;
 
 /// Whether a new image would have the connection at `fd`. The table may be that of a parent whose memory we borrow: the number must still
 /// be the connection's.
-fn is_inherited(fd: c_int, endpoint: &Endpoint) -> bool {
+pub(super) fn is_inherited(fd: c_int, endpoint: &Endpoint) -> bool {
     sys::fcntl(fd, libc::F_GETFD, 0).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0) && is_at(fd, endpoint)
 }
 
@@ -38,20 +42,27 @@ pub(crate) fn hand_over() {
     });
 }
 
-/// exec(3) through `exec`, which returns only if it fails: this image's share of every connection ends with it.
-pub(crate) fn exec(exec: impl Fn() -> c_int) -> c_int {
+/// exec(3) through `exec`, which is given the environment and returns only if it fails: this image's share of every connection ends with it.
+///
+/// # Safety
+/// As exec(3)'s environment.
+pub(crate) unsafe fn exec(environment: Strings, exec: impl Fn(Strings) -> c_int) -> c_int {
     if crate::init::active().is_none() {
-        return exec();
+        return exec(environment);
     }
     let borrowed = is_borrowed();
     hand_over();
     if borrowed {
-        return exec();
+        return exec(environment);
     }
+    // SAFETY: the caller's.
+    let mut remainders = unsafe { Remainders::pack(environment) };
     each_stream(|_, endpoint| endpoint.change_holders(false));
-    let result = exec();
+    // SAFETY: the caller's, and `remainders` lives on.
+    let result = exec(unsafe { remainders.told(environment) });
     let errno = crate::errno::get();
     each_stream(|_, endpoint| endpoint.change_holders(true));
+    remainders.put_back();
     crate::errno::set(errno);
     result
 }

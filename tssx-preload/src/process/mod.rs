@@ -24,6 +24,7 @@ pub(crate) mod held;
 mod identity;
 pub(crate) mod images;
 pub(crate) mod log;
+pub(crate) mod remainder;
 
 pub(crate) use identity::{is_borrowed, owner, pid, pid_for_relatives, start};
 

@@ -10,7 +10,7 @@ use libc::{sockaddr, sockaddr_un, socklen_t};
 use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR, SLOT_SELECTED, SLOT_UPGRADED};
 use tssx_core::ledger::slots;
 use tssx_core::reason::Reason;
-use tssx_core::segment::Segment;
+use tssx_core::segment::{Segment, Side};
 use tssx_core::switchover;
 use tssx_core::sys;
 use tssx_core::upgrade::Step;
@@ -99,6 +99,19 @@ fn select(fd: c_int, path: u32, role: u32) {
     let selected = Endpoint::select(fd, path, role).is_some();
     drop(gate);
     log::say_of_path(Some(fd), path, if selected { Event::Selected } else { Event::NotCounted });
+}
+
+/// A connection that the last image of this process has left with us, bytes in a ring included. It was selected there.
+pub(crate) fn inherited(fd: c_int, side: Side) -> Option<&'static Endpoint> {
+    let named = match side {
+        Side::Acceptor => sys::getsockname(fd),
+        Side::Connector => sys::getpeername(fd),
+    };
+    let (address, length) = named.ok()?;
+    let (name, length) = name_of(&address, length);
+    let path = slots::path_index(init::ledger()?, name.get(..length).unwrap_or(&[]))?;
+    let _gate = process::enter_gate();
+    Endpoint::select(fd, path, if side == Side::Acceptor { ROLE_ACCEPTOR } else { ROLE_CONNECTOR })
 }
 
 /// Looks the listener's name up once and remembers the answer for the descriptor.

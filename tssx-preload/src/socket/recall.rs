@@ -34,6 +34,7 @@ pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
     if leave(fd, reason, recall::revoke, true).is_some() && !asked {
         wait_while(|| is_unanswered(fd));
     }
+    leave_nothing_of_ours(fd);
 }
 
 /// Before the process becomes another program: the same for all descriptors that `each` visits. It waits for their peers together, and not
@@ -51,6 +52,17 @@ pub(crate) fn leave_all_rings_now(each: impl Fn(&mut dyn FnMut(c_int))) {
         each(&mut |fd| unanswered |= is_unanswered(fd));
         unanswered
     });
+    each(&mut leave_nothing_of_ours);
+}
+
+/// A ring that is read on, because the peer sends no more: whoever gets the descriptor must not find its doorbells behind it.
+fn leave_nothing_of_ours(fd: c_int) {
+    if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING)
+        && let Some(segment) = rx.segment
+    {
+        while doorbell::take_doorbells(fd, rx.slot, &segment, doorbell::ALL) > 0 {}
+        reset::clear_false(fd, rx.slot, &segment);
+    }
 }
 
 fn is_recalled(fd: c_int) -> bool {

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use tssx_core::layout::{GONE_CLOSED, STATE_ENDED};
 use tssx_core::ledger::layout::{MODE_RING, Slot};
 use tssx_core::segment::Segment;
-use tssx_core::{doorbell, sys};
+use tssx_core::{doorbell, switchover, sys};
 
 use crate::endpoint::{Way, lock_stream, unread_by_peer};
 use crate::errno::{Errno, Result};
@@ -115,4 +115,12 @@ pub(crate) fn is_false(slot: &Slot, segment: &Segment) -> bool {
     let in_ring = slot.tx_mode.load(Relaxed) == MODE_RING;
     let ours = in_ring && unread_by_peer(segment) == 0 && !doorbell::left_unread(segment);
     slot.reset_reported.load(Relaxed) == REPORTED || (ours && slot.reset_reported.load(Relaxed) != OWED)
+}
+
+/// The descriptor goes where nobody knows of doorbells: an error that they alone have made is taken off the kernel's socket.
+pub(super) fn clear_false(fd: c_int, slot: &Slot, segment: &Segment) {
+    let ours = switchover::nothing_behind_end(slot, segment) && unread_by_peer(segment) == 0 && !doorbell::left_unread(segment);
+    if ours && slot.reset_reported.load(Relaxed) != OWED && sys::poll_now(fd, 0).unwrap_or(0) & libc::POLLERR != 0 {
+        let _ = sys::getsockopt::<c_int>(fd, libc::SO_ERROR);
+    }
 }

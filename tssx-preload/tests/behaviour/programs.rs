@@ -34,7 +34,7 @@ enum Source {
     CWithPlugin(&'static str),
 }
 
-const PAIRS: [Pair; 13] = [
+const PAIRS: [Pair; 14] = [
     Pair {
         name: "python-socket-and-makefile",
         server: Source::Python(include_str!("programs/makefile_server.py")),
@@ -75,6 +75,12 @@ const PAIRS: [Pair; 13] = [
         name: "c-jumps-out-of-busy-calls",
         server: Source::C(concat!("#define BUSY\n", include_str!("programs/jumps_server.c"))),
         client: Source::Python(include_str!("programs/jumps_client.py")),
+        expect: Expect::Accelerated,
+    },
+    Pair {
+        name: "c-connections-become-standard-input",
+        server: Source::C(include_str!("programs/inetd_server.c")),
+        client: Source::Python(include_str!("programs/inetd_client.py")),
         expect: Expect::Accelerated,
     },
     Pair {

@@ -23,6 +23,7 @@ mod polling;
 mod processes;
 mod readiness;
 mod refusals;
+mod remainders;
 mod rights;
 mod selection;
 mod sets;
@@ -64,6 +65,7 @@ const TOPICS: &[&[Case]] = &[
     processes::CASES,
     readiness::CASES,
     refusals::CASES,
+    remainders::CASES,
     rights::CASES,
     selection::CASES,
     sets::CASES,
