@@ -16,6 +16,7 @@ mod kills;
 mod measure;
 mod paths;
 mod run;
+mod servers;
 mod setup;
 mod test;
 mod tidy;
@@ -42,7 +43,7 @@ enum Command {
     Build,
     /// Formatting, clippy, and the rules of this repository (layers, sizes, unsafe list, documents in step)
     Check,
-    /// Everything: check, unit tests, behaviour tests with and without the library, redis, kernel programs
+    /// Everything: check, unit tests, behaviour tests with and without the library, real servers, kernel programs
     Test,
     /// Ratios against the plain kernel socket, measured in turn in one run
     Bench(bench::Options),
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
 
 fn dispatch() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Setup => setup::setup(),
+        Command::Setup => setup::setup().and_then(|()| servers::fetch()).map(drop),
         Command::Build => build::build().map(|artefacts| println!("{artefacts}")),
         Command::Check => check::check(),
         Command::Test => test::test(),

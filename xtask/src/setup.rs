@@ -3,7 +3,8 @@
 //! A requirement is met when its tool runs, not when a package database says so; what is met is left alone, so
 //! the command is quick the second time. On Debian the missing packages are installed with one `apt-get install`
 //! (through sudo when we are not root); elsewhere the command says what to install and fails. No service is
-//! installed: redis comes from `redis-tools`, whose `redis-check-rdb` is the server's own binary.
+//! installed: redis comes from `redis-tools`, whose `redis-check-rdb` is the server's own binary, and what else the
+//! tests serve with is only unpacked (see [`crate::servers`]).
 
 use std::path::Path;
 use std::process::Command;
@@ -43,7 +44,7 @@ struct Requirement {
 }
 
 /// Everything that Debian's packages bring.
-const REQUIREMENTS: [Requirement; 7] = [
+const REQUIREMENTS: [Requirement; 8] = [
     Requirement {
         what: "a Rust compiler with core for the BPF target",
         why: "the kernel programs in tssx-ebpf are Rust",
@@ -86,6 +87,12 @@ const REQUIREMENTS: [Requirement; 7] = [
         why: "the tests compile small C programs and read the library's symbols",
         packages: &["gcc", "libc6-dev", "binutils"],
         met: || runs("gcc", "--version") && runs("readelf", "--version"),
+    },
+    Requirement {
+        what: "bzip2 and xz",
+        why: "the sources with PostgreSQL's own tests are packed by them",
+        packages: &["bzip2", "xz-utils"],
+        met: || ["bzip2", "xz"].into_iter().all(|program| paths::find_program(program).is_some()),
     },
 ];
 

@@ -2,9 +2,11 @@
 //!
 //! Each check is one test; cargo's own tests are counted by the harness' closing lines. A command that fails without
 //! saying which test failed counts as one failure, and a suite that ran no test at all as one too. The behaviour tests
-//! are told by `TSSX_PRELOAD` and `TSSX_TRACE` what to test; what needs root is skipped loudly without it, and
-//! with `CI=true` a skipped test is a failure.
+//! are told by `TSSX_PRELOAD` and `TSSX_TRACE` what to test, and by `TSSX_SERVERS` where the servers are; what needs root is skipped
+//! loudly without it, and with `CI=true` a skipped test is a failure.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use nix::unistd::geteuid;
 
 use crate::build::Artefacts;
 use crate::census::Census;
-use crate::{build, check, paths, run, setup};
+use crate::{build, check, paths, run, servers, setup};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -101,6 +103,7 @@ const SUITES: [Suite; 6] = [
 /// When anything failed, or with `CI=true` was skipped.
 pub(crate) fn test() -> Result<()> {
     setup::setup()?;
+    let servers = servers::fetch()?;
     let artefacts = build::build()?;
     let mut total = Tally::default();
     let mut failures = Vec::new();
@@ -116,10 +119,11 @@ pub(crate) fn test() -> Result<()> {
         }
     }
     let before = Census::take();
-    let scratch = tempfile::tempdir()?;
+    // Servers that refuse to run as root run as nobody, who must get in.
+    let scratch = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
     for suite in &SUITES {
         println!("== tests: {}", suite.name);
-        let tally = suite.run(&artefacts, scratch.path());
+        let tally = suite.run(&artefacts, &servers, scratch.path());
         if tally.failed > 0 {
             failures.push(format!("tests: {}", suite.name));
         }
@@ -150,7 +154,7 @@ pub(crate) fn test() -> Result<()> {
 }
 
 impl Suite {
-    fn run(&self, artefacts: &Artefacts, scratch: &Path) -> Tally {
+    fn run(&self, artefacts: &Artefacts, servers: &Path, scratch: &Path) -> Tally {
         if self.needs_root && !geteuid().is_root() {
             println!("SKIPPED: {}: loading kernel programs needs root; run `sudo -E cargo xtask test`", self.name);
             return Tally { skipped: 1, ..Tally::default() };
@@ -161,7 +165,7 @@ impl Suite {
         if self.modelled {
             cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
         }
-        cargo.env("TMPDIR", scratch);
+        cargo.env("TMPDIR", scratch).env("TSSX_SERVERS", servers);
         match run::tee(&mut cargo, SUITE_DEADLINE) {
             Ok(output) => {
                 let mut tally = Tally::of_harness(&output.stdout);
