@@ -1,8 +1,10 @@
 //! What a process' ledger says, read from outside and without stopping it: the proof that a case was accelerated.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use tssx_core::ledger::layout::{LEDGER_SIZE, SLOT_SELECTED, SLOT_SIZE, SLOTS_OFFSET};
 use tssx_core::ledger::view::LedgerView;
@@ -25,6 +27,18 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
+    /// What was counted after `before`. Counters of closed connections vanish when their slots are used again.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            selected: self.selected.saturating_sub(before.selected),
+            accelerated: self.accelerated.saturating_sub(before.accelerated),
+            ring_bytes: self.ring_bytes.saturating_sub(before.ring_bytes),
+            kernel_bytes: self.kernel_bytes.saturating_sub(before.kernel_bytes),
+            segments: self.segments,
+            reasons: self.reasons & !before.reasons,
+        }
+    }
+
     /// One line, for a file.
     pub(crate) fn to_text(self) -> String {
         let Self { selected, accelerated, ring_bytes, kernel_bytes, segments, reasons } = self;
@@ -55,6 +69,51 @@ pub(crate) fn of_process(pid: u32) -> io::Result<Counted> {
     let mut counted = sums(&bytes)?;
     counted.segments = segments;
     Ok(counted)
+}
+
+/// Reads the ledgers of a process and of those that it forked, and adds them up. A ledger that they share counts once; who has
+/// ended by now is passed over.
+///
+/// # Errors
+/// As [`of_process`], of a process that is still there.
+pub(crate) fn of_family(pid: u32) -> io::Result<Counted> {
+    let mut seen = HashSet::new();
+    let mut sum = Counted::default();
+    for pid in std::iter::once(pid).chain(children(pid)) {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let ledger = maps.lines().find(|line| line.contains("/memfd:tssx-ledger"));
+        // Address, permissions, offset, device, inode, name.
+        let Some(inode) = ledger.and_then(|line| line.split_whitespace().nth(4)) else { continue };
+        if seen.contains(inode) {
+            continue;
+        }
+        match of_process(pid) {
+            // Of a process that has ended in between nothing is mapped any more: somebody else may share its ledger.
+            Ok(one) if one == Counted::default() => {}
+            Ok(one) => {
+                seen.insert(inode.to_owned());
+                sum.selected += one.selected;
+                sum.accelerated += one.accelerated;
+                sum.ring_bytes += one.ring_bytes;
+                sum.kernel_bytes += one.kernel_bytes;
+                sum.segments += one.segments;
+                sum.reasons |= one.reasons;
+            }
+            Err(_) if !Path::new(&format!("/proc/{pid}/exe")).exists() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sum)
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let all = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
+    let parent = format!("PPid:\t{pid}");
+    let of = |child: &u32| {
+        std::fs::read_to_string(format!("/proc/{child}/status")).is_ok_and(|text| text.lines().any(|line| line == parent))
+    };
+    all.filter(of).collect()
 }
 
 /// A copy of the ledger as far as it was ever used; the rest stays zero and untouched.

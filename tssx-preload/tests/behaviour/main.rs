@@ -3,7 +3,8 @@
 //!
 //! Read [`cases`] first: a case is two functions, one for each end of a connection. [`harness`] starts each end as a
 //! process of its own (this very program with `--play`), plain or with `LD_PRELOAD`, and compares the transcripts.
-//! [`programs`] does the same with Python and C programs, [`cpython`] with CPython's own tests, [`redis`] with a real server;
+//! [`programs`] does the same with Python and C programs, [`cpython`] with CPython's own tests, [`redis`] and [`servers`] with real
+//! servers;
 //! [`log`] reads the debug log; [`exchange`] moves gigabytes, [`kills`] kills, [`quiet`] proves what the data path does not do, [`symbols`] knows what of
 //! libc is interposed; [`inert`] shows what the library must not do to programs that never use a selected socket; [`census`] counts at the
 //! end what was left behind.
@@ -35,6 +36,7 @@ mod quiet;
 mod rare;
 mod redis;
 mod role;
+mod servers;
 mod signals;
 mod symbols;
 mod sys;
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
     trials.extend(inert::trials());
     trials.extend(log::trials());
     trials.extend(redis::trials());
+    trials.extend(servers::trials());
     trials.push(Trial::test("nothing-is-left-behind", move || match census::Census::left_since(&before).as_slice() {
         [] => Ok(()),
         left => Err(format!("left behind:\n{}", left.join("\n")).into()),
