@@ -19,7 +19,9 @@ use crate::segment::Segment;
 use crate::sys;
 
 /// Windows an acceptor opens before it gives up.
-const WINDOWS_MAX: u32 = 3;
+const WINDOWS_MAX: u32 = 4;
+/// How many times the operations so far it stays closed after one: a peer that missed a window is not left out for long.
+const PAUSE: u64 = 3;
 /// Operations a window lasts at least.
 const WINDOW_MIN: u64 = 32;
 /// Times the kernel may not know the peer before a connector gives up.
@@ -205,7 +207,7 @@ impl Schedule {
         if slot.attempts.fetch_add(1, Relaxed) + 1 >= WINDOWS_MAX {
             return Step::GiveUp(reason, mailbox);
         }
-        self.next.store(operations.saturating_mul(8), Relaxed);
+        self.next.store(operations.saturating_mul(PAUSE), Relaxed);
         mailbox.map_or(Step::Nothing, Step::Closed)
     }
 }
