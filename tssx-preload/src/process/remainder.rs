@@ -88,15 +88,16 @@ impl Remainders {
     pub(crate) unsafe fn pack(environment: Strings) -> Self {
         let mut all =
             Self { kept: [None; MOST], count: 0, text: Text { bytes: [0; MOST * WORDS + 32], length: 0 }, environment: None };
-        let (mut preloads, mut selects) = (false, false);
+        let (mut preloads, mut selects, mut disabled) = (false, false, false);
         // SAFETY: the caller's.
         unsafe {
             each(environment, |text| {
                 preloads |= text.to_bytes().starts_with(b"LD_PRELOAD=");
                 selects |= text.to_bytes().starts_with(b"USE_TSSX=");
+                disabled |= text.to_bytes().starts_with(b"TSSX_DISABLE=");
             });
         }
-        if preloads && selects {
+        if preloads && selects && !disabled {
             fd_table::for_each(0, u32::MAX, |fd, entry| {
                 if let Entry::Stream(endpoint) = entry
                     && is_inherited(fd, endpoint)

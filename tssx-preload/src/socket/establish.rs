@@ -107,7 +107,7 @@ pub(crate) fn inherited(fd: c_int, side: Side) -> Option<&'static Endpoint> {
         Side::Acceptor => sys::getsockname(fd),
         Side::Connector => sys::getpeername(fd),
     };
-    let (address, length) = named.ok()?;
+    let (address, length) = named.ok().filter(|(address, _)| c_int::from(address.sun_family) == libc::AF_UNIX && is_stream(fd))?;
     let (name, length) = name_of(&address, length);
     let path = slots::path_index(init::ledger()?, name.get(..length).unwrap_or(&[]))?;
     let _gate = process::enter_gate();
