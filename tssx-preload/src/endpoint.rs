@@ -60,6 +60,8 @@ pub(crate) struct Endpoint {
     pub(crate) last_write: AtomicU64,
     /// When poll or select asked the kernel about this socket last, in ticks.
     pub(crate) asked: AtomicU64,
+    /// When the peer was first asked for the ring that we read, in ticks.
+    pub(crate) asked_back: AtomicU64,
     /// See [`Self::count_refusal`].
     refusals: AtomicU64,
     /// 1 once the program has shut the receiving direction down.
@@ -164,7 +166,14 @@ impl Endpoint {
         endpoint.interrupted.store(0, Relaxed);
         endpoint.deaf.store(0, Relaxed);
         endpoint.spare.store(0, Relaxed);
-        for moment in [&endpoint.last_alive, &endpoint.last_head, &endpoint.last_write, &endpoint.asked, &endpoint.refusals] {
+        for moment in [
+            &endpoint.last_alive,
+            &endpoint.last_head,
+            &endpoint.last_write,
+            &endpoint.asked,
+            &endpoint.asked_back,
+            &endpoint.refusals,
+        ] {
             moment.store(0, Relaxed);
         }
         endpoint.spin.reset();

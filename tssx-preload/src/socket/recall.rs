@@ -8,7 +8,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use tssx_core::layout::STATE_RING;
+use tssx_core::layout::{CONSENT_REVOKED, STATE_RING};
 use tssx_core::ledger::layout::{MODE_RECALLED, MODE_RING, Slot};
 use tssx_core::reason::Reason;
 use tssx_core::segment::Segment;
@@ -26,13 +26,13 @@ use crate::process::log::{self, Event};
 /// Longest wait for the peer's answer, microseconds. A peer that is inside a call, or asleep in one, answers at once; one that computes
 /// answers at its next call, and until then sends nothing.
 const ANSWER_US: u64 = 200_000;
+/// A moment in ticks, as far back as there is one.
+const LONG_AGO: u64 = 1;
 
 /// Before the descriptor is handed on: afterwards the kernel socket alone carries both directions, or will, in order.
 pub(crate) fn leave_rings_now(fd: c_int, reason: Reason) {
-    // A message can name a descriptor several times: the peer has been waited for once.
-    let asked = is_recalled(fd);
-    if leave(fd, reason, recall::revoke, true).is_some() && !asked {
-        wait_while(|| is_unanswered(fd));
+    if leave(fd, reason, recall::revoke, true).is_some() {
+        wait_while(|| is_waited_for(fd));
     }
     leave_nothing_of_ours(fd);
 }
@@ -49,7 +49,7 @@ pub(crate) fn leave_all_rings_now(each: impl Fn(&mut dyn FnMut(c_int))) {
     });
     wait_while(|| {
         let mut unanswered = false;
-        each(&mut |fd| unanswered |= is_unanswered(fd));
+        each(&mut |fd| unanswered |= is_waited_for(fd));
         unanswered
     });
     each(&mut leave_nothing_of_ours);
@@ -65,8 +65,13 @@ fn leave_nothing_of_ours(fd: c_int) {
     }
 }
 
-fn is_recalled(fd: c_int) -> bool {
-    lock_stream(fd, Way::Rx).is_some_and(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RECALLED)
+/// Whether an answer is still to come, and may come soon. Each connection is waited for once, however often it is handed on: a peer that
+/// has something else to do would hold up every child that a server starts.
+fn is_waited_for(fd: c_int) -> bool {
+    is_unanswered(fd)
+        && fd_table::stream(fd).is_some_and(|endpoint| {
+            clock::ticks().wrapping_sub(endpoint.asked_back.load(Relaxed)) < ANSWER_US * clock::ticks_per_us()
+        })
 }
 
 /// Whether the peer still has to say what becomes of the ring that was taken from it. Takes doorbells meanwhile: a writer that waits for
@@ -93,7 +98,12 @@ fn ask(fd: c_int, reason: Reason, ask: fn(&Slot, &Segment)) -> Option<Segment> {
     let rx = lock_stream(fd, Way::Rx)?;
     rx.endpoint.count_refusal(); // those of another process will not be counted
     let segment = rx.segment?;
+    // A relative may have asked long ago.
+    let since = if rx.slot.rx_mode.load(Relaxed) == MODE_RECALLED { LONG_AGO } else { clock::ticks() };
     ask(rx.slot, &segment);
+    if segment.rx().consent.load(Relaxed) == CONSENT_REVOKED {
+        let _ = rx.endpoint.asked_back.compare_exchange(0, since, Relaxed, Relaxed);
+    }
     Some(segment)
 }
 
