@@ -350,7 +350,12 @@ fn through_kernel(call: &mut Call<'_, '_>, rx: Locked, plain: &impl Fn() -> isiz
                 alive::doubt(endpoint);
                 reset::end_of_file(fd, slot, &segment)
             }
-            Err(errno) => reset::failed(slot, &segment, errno),
+            Err(errno) => {
+                let result = reset::failed(slot, &segment, errno);
+                // The kernel has failed, and has written nothing into the header.
+                no_ancillary_data(fd, call.message, call.flags, result, None);
+                result
+            }
             Ok(received) => {
                 call.got = received;
                 ended::tell_if_at_end(call, slot, &segment);

@@ -29,6 +29,7 @@ mod selection;
 mod sets;
 mod state;
 mod stdio;
+mod stopped;
 mod threads;
 mod travelling;
 mod unserved;
@@ -71,6 +72,7 @@ const TOPICS: &[&[Case]] = &[
     sets::CASES,
     state::CASES,
     stdio::CASES,
+    stopped::CASES,
     threads::CASES,
     travelling::CASES,
     unserved::CASES,
