@@ -185,16 +185,30 @@ fn become_standard(fd: c_int) {
     recall::leave_rings_now(fd, Reason::Stdio);
 }
 
+/// dup2(2) says EBUSY of a number that another thread is just getting: it may be for a mailbox of ours, of which the program knows nothing.
+fn patiently(replace: &impl Fn() -> c_int) -> Result<c_int> {
+    /// More than an open takes by far.
+    const TRIES: u32 = 10_000;
+    for _ in 0..TRIES {
+        match errno::from_int(replace()) {
+            Err(Errno(libc::EBUSY)) => sys::yield_now(),
+            result => return result,
+        }
+    }
+    errno::from_int(replace())
+}
+
 /// dup2 and dup3: `replace` is the real call.
 pub(crate) fn replace(fd: c_int, target: c_int, replace: impl Fn() -> c_int) -> Result<c_int> {
+    let replace = || patiently(&replace);
     let involved = fd_table::get(fd).is_some() || fd_table::get(target).is_some();
     // A call that will fail must not close anything.
     if !involved || fd == target || target < 0 || sys::fcntl(fd, libc::F_GETFD, 0).is_err() || lent(fd) {
-        return errno::from_int(replace());
+        return replace();
     }
     let _gate = process::enter_gate();
     let closing = closing(target);
-    let result = errno::from_int(replace());
+    let result = replace();
     closing.finish();
     if result.is_ok() {
         duplicated(fd, target);
