@@ -233,12 +233,7 @@ fn adopt_one(fd: c_int, memfd: c_int, side: c_int) -> Option<&'static Endpoint> 
     endpoint.join(segment);
     rx.slot.rx_mode.store(MODE_RING, Relaxed);
     tx.slot.tx_mode.store(MODE_FINAL, Relaxed);
-    if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0) {
-        rx.slot.nonblocking.store(u32::from(flags & libc::O_NONBLOCK != 0), Relaxed);
-    }
-    if let Ok(least) = sys::getsockopt::<c_int>(fd, libc::SO_RCVLOWAT) {
-        rx.slot.rx_lowat.store(least.max(1).cast_unsigned(), Relaxed);
-    }
+    establish::note_options(fd, rx.slot);
     let own = segment.own_side();
     own.holders.store(1, Relaxed);
     own.refused.store(1, Relaxed);

@@ -7,7 +7,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use libc::{sockaddr, sockaddr_un, socklen_t};
-use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR, SLOT_SELECTED, SLOT_UPGRADED};
+use tssx_core::ledger::layout::{NAME_MAX, ROLE_ACCEPTOR, ROLE_CONNECTOR, SLOT_SELECTED, SLOT_UPGRADED, Slot};
 use tssx_core::ledger::slots;
 use tssx_core::reason::Reason;
 use tssx_core::segment::{Segment, Side};
@@ -197,12 +197,7 @@ fn join(fd: c_int, endpoint: &'static Endpoint, segment: Segment) {
         unsafe { segment.unmap() };
         return;
     };
-    if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0) {
-        rx.slot.nonblocking.store(u32::from(flags & libc::O_NONBLOCK != 0), Relaxed);
-    }
-    if let Ok(least) = sys::getsockopt::<c_int>(fd, libc::SO_RCVLOWAT) {
-        rx.slot.rx_lowat.store(least.max(1).cast_unsigned(), Relaxed);
-    }
+    note_options(fd, rx.slot);
     endpoint.join(segment);
     super::options::say_ends(fd, endpoint, tx.slot, &segment);
     switchover::publish_counts(tx.slot, &segment);
@@ -212,6 +207,16 @@ fn join(fd: c_int, endpoint: &'static Endpoint, segment: Segment) {
     // Given up by another thread while the segment was on its way (`give_up`, which takes the sending lock too).
     own.refused.store(u32::from(tx.slot.state.load(Relaxed) != SLOT_SELECTED), Relaxed);
     own.joined.store(1, Release);
+}
+
+/// What the program has asked of the socket so far, of what a ring must know.
+pub(crate) fn note_options(fd: c_int, slot: &Slot) {
+    if let Ok(flags) = sys::fcntl(fd, libc::F_GETFL, 0) {
+        slot.nonblocking.store(u32::from(flags & libc::O_NONBLOCK != 0), Relaxed);
+    }
+    if let Ok(least) = sys::getsockopt::<c_int>(fd, libc::SO_RCVLOWAT) {
+        slot.rx_lowat.store(least.max(1).cast_unsigned(), Relaxed);
+    }
 }
 
 /// Consents to the peer's switch if the counts agree now.

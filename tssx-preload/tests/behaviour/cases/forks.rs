@@ -39,6 +39,13 @@ fn answer(fd: i32) {
     }
 }
 
+/// Answers, and has the last word when the peer says no more.
+fn answer_to_the_end(fd: i32) {
+    answer(fd);
+    assert_eq!(sys::read(fd, &mut [0]), Ok(0));
+    write_all(fd, b"bye");
+}
+
 fn ask(fd: i32, seed: usize) {
     let mut into = [0; RECORD];
     for round in 0..ROUNDS {
@@ -70,9 +77,7 @@ fn alone_server(role: &Role) {
     for birth in BIRTHS {
         let fd = role.open_warm();
         let child = born(birth, || {
-            answer(fd);
-            assert_eq!(sys::read(fd, &mut [0]), Ok(0));
-            write_all(fd, b"bye");
+            answer_to_the_end(fd);
         });
         // The child that nobody sees has to be a holder before its parent is none any more.
         role.meet();
@@ -123,9 +128,7 @@ fn grandchild_server(role: &Role) {
         let fd = role.open_warm();
         let child = born(Birth::Fork, || {
             let _orphan = born(birth, || {
-                answer(fd);
-                assert_eq!(sys::read(fd, &mut [0]), Ok(0));
-                write_all(fd, b"bye");
+                answer_to_the_end(fd);
             });
         });
         role.note("child", (birth, child.wait()));
@@ -140,9 +143,7 @@ fn daemon_server(role: &Role) {
         let fd = role.open_warm();
         let child = born(Birth::Fork, || {
             become_daemon();
-            answer(fd);
-            assert_eq!(sys::read(fd, &mut [0]), Ok(0));
-            write_all(fd, b"bye");
+            answer_to_the_end(fd);
         });
         role.note("child", (birth, child.wait()));
         role.meet();

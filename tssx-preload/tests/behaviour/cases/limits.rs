@@ -38,7 +38,7 @@ pub(super) const CASES: &[Case] = &[
 /// Messages back and forth: more than it takes to upgrade, and more than once the time after which it is tried again.
 const ROUNDS: usize = 200;
 
-fn echo(fd: i32) {
+pub(super) fn echo(fd: i32) {
     let mut into = [0; 300];
     for _ in 0..ROUNDS {
         read_exactly(fd, &mut into);
@@ -46,7 +46,7 @@ fn echo(fd: i32) {
     }
 }
 
-fn ask(role: &Role, fd: i32) {
+pub(super) fn ask(role: &Role, fd: i32) {
     let mut into = [0; 300];
     let right = (0..ROUNDS).all(|round| {
         write_all(fd, &pattern(round, 0, 300));
@@ -56,13 +56,13 @@ fn ask(role: &Role, fd: i32) {
     role.note("right", right);
 }
 
-fn echo_server(role: &Role) {
+pub(super) fn echo_server(role: &Role) {
     let fd = role.open();
     echo(fd);
     role.note("end", sys::read(fd, &mut [0]));
 }
 
-fn echo_client(role: &Role) {
+pub(super) fn echo_client(role: &Role) {
     let fd = role.open();
     ask(role, fd);
     role.note("close", sys::close(fd));

@@ -18,8 +18,9 @@ use nix::unistd::{Gid, Uid, fchdir, getegid, geteuid, setgroups, setresgid, setr
 
 use tssx_core::reason::Reason;
 
+use super::limits::{ask, echo, echo_client, echo_server};
 use crate::harness::{Case, Expect};
-use crate::role::{Role, pattern, read_exactly, write_all};
+use crate::role::Role;
 use crate::sys;
 
 use Expect::Accelerated;
@@ -27,17 +28,17 @@ use Expect::Accelerated;
 pub(super) const CASES: &[Case] = &[
     Case { name: "proc-shows-only-ones-own", server: hidden_server, client: hidden_client, expect: Accelerated },
     Case { name: "no-proc", server: procless_server, client: procless_client, expect: Accelerated },
-    Case { name: "another-root-at-the-server", server: jailed_server, client: ask_one, expect: Accelerated },
-    Case { name: "another-root-at-the-client", server: serve_one, client: jailed_client, expect: Accelerated },
-    Case { name: "another-root-once-connected", server: serve_one, client: late_client, expect: Accelerated },
-    Case { name: "another-mount-namespace", server: serve_one, client: mounted_client, expect: Accelerated },
+    Case { name: "another-root-at-the-server", server: jailed_server, client: echo_client, expect: Accelerated },
+    Case { name: "another-root-at-the-client", server: echo_server, client: jailed_client, expect: Accelerated },
+    Case { name: "another-root-once-connected", server: echo_server, client: late_client, expect: Accelerated },
+    Case { name: "another-mount-namespace", server: echo_server, client: mounted_client, expect: Accelerated },
     Case { name: "another-pid-namespace", server: far_server, client: far_client, expect: Accelerated },
     Case { name: "relatives-in-two-pid-namespaces", server: records_server, client: related_client, expect: Accelerated },
     Case { name: "relatives-that-are-both-process-1", server: records_server, client: twin_client, expect: Accelerated },
-    Case { name: "another-user-namespace", server: serve_one, client: mapped_client, expect: Accelerated },
+    Case { name: "another-user-namespace", server: echo_server, client: mapped_client, expect: Accelerated },
     Case {
         name: "a-user-namespace-without-users",
-        server: serve_one,
+        server: echo_server,
         client: mapless_client,
         expect: Expect::PlainForRoot(Reason::PeerCredentials),
     },
@@ -62,43 +63,10 @@ pub(super) fn selection(case: &str, directory: &Path) -> Option<OsString> {
     }
 }
 
-/// Messages back and forth: more than it takes to upgrade.
-const ROUNDS: usize = 200;
-
-fn echo(fd: i32) {
-    let mut into = [0; 300];
-    for _ in 0..ROUNDS {
-        read_exactly(fd, &mut into);
-        write_all(fd, &into);
-    }
-}
-
-fn ask(role: &Role, fd: i32) {
-    let mut into = [0; 300];
-    let right = (0..ROUNDS).all(|round| {
-        write_all(fd, &pattern(round, 0, 300));
-        read_exactly(fd, &mut into);
-        into == *pattern(round, 0, 300)
-    });
-    role.note("right", right);
-}
-
-fn serve_one(role: &Role) {
-    let fd = role.open();
-    echo(fd);
-    role.note("end", sys::read(fd, &mut [0]));
-}
-
-fn ask_one(role: &Role) {
-    let fd = role.open();
-    ask(role, fd);
-    role.note("close", sys::close(fd));
-}
-
 /// Once the server is ready.
 fn ask_at_socket(role: &Role) {
     role.meet();
-    ask_one(role);
+    echo_client(role);
 }
 
 fn ask_by(role: &Role, path: &Path) {
@@ -186,11 +154,11 @@ fn without_proc(role: &Role, body: fn(&Role)) {
 }
 
 fn procless_server(role: &Role) {
-    without_proc(role, serve_one);
+    without_proc(role, echo_server);
 }
 
 fn procless_client(role: &Role) {
-    without_proc(role, ask_one);
+    without_proc(role, echo_client);
 }
 
 /// With the case's directory as the root while `body` runs; what is opened before stays open.
@@ -207,7 +175,7 @@ fn jailed(role: &Role, body: impl FnOnce(&Path)) {
 }
 
 fn jailed_server(role: &Role) {
-    jailed(role, |_| serve_one(role));
+    jailed(role, |_| echo_server(role));
 }
 
 fn jailed_client(role: &Role) {
@@ -313,19 +281,19 @@ fn mapped_client(role: &Role) {
     fs::write("/proc/self/setgroups", "deny").expect("setgroups");
     fs::write("/proc/self/uid_map", format!("0 {user} 1")).expect("uid_map");
     fs::write("/proc/self/gid_map", format!("0 {group} 1")).expect("gid_map");
-    ask_one(role);
+    echo_client(role);
 }
 
 /// To whom every user is the same: the other end could be anybody's.
 fn mapless_client(role: &Role) {
     unshare(CloneFlags::CLONE_NEWUSER).expect("a user namespace");
-    ask_one(role);
+    echo_client(role);
 }
 
 fn open_server(role: &Role) {
     open_to_all(role);
     role.meet();
-    serve_one(role);
+    echo_server(role);
 }
 
 fn nobody_client(role: &Role) {
@@ -338,7 +306,7 @@ fn dropping_server(role: &Role) {
     open_to_all(role);
     become_nobody_if_root();
     role.meet();
-    serve_one(role);
+    echo_server(role);
 }
 
 fn nobody_server(role: &Role) {

@@ -9,22 +9,12 @@ use crate::role::{BRIEFLY, Role, pattern, read_exactly, write_all};
 use crate::{rare, sys};
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "the-peer-has-shut-down", server: shut_server, client: chain_client, expect: Expect::Accelerated },
+    Case { name: "the-peer-has-shut-down", server: shutting, client: becoming, expect: Expect::Accelerated },
     Case { name: "the-peer-is-killed", server: killed_server, client: killed_client, expect: Expect::Accelerated },
     Case { name: "the-peer-has-gone-on-past-the-ring", server: past_server, client: past_client, expect: Expect::Accelerated },
-    Case {
-        name: "the-server-becomes-another-program",
-        server: becoming_server,
-        client: asking_client,
-        expect: Expect::Accelerated,
-    },
-    Case {
-        name: "an-exec-that-fails-keeps-what-is-left",
-        server: shut_server,
-        client: failing_client,
-        expect: Expect::Accelerated,
-    },
-    Case { name: "a-child-becomes-another-program", server: shut_server, client: child_client, expect: Expect::Accelerated },
+    Case { name: "the-server-becomes-another-program", server: becoming, client: shutting, expect: Expect::Accelerated },
+    Case { name: "an-exec-that-fails-keeps-what-is-left", server: shutting, client: failing_client, expect: Expect::Accelerated },
+    Case { name: "a-child-becomes-another-program", server: shutting, client: child_client, expect: Expect::Accelerated },
 ];
 
 /// Bytes that are unread when the peer is done, and images that read them.
@@ -66,7 +56,7 @@ fn inherit(fd: i32) {
     assert_eq!(sys::fcntl(fd, libc::F_SETFD, 0), Ok(0));
 }
 
-fn shut_server(role: &Role) {
+fn shutting(role: &Role) {
     let fd = role.open_warm();
     role.meet();
     write_all(fd, &pattern(5, 0, LEFT));
@@ -78,7 +68,7 @@ fn shut_server(role: &Role) {
     role.note("end", sys::read(fd, &mut into));
 }
 
-fn chain_client(role: &Role) {
+fn becoming(role: &Role) {
     let fd = role.open_warm();
     role.meet();
     role.meet();
@@ -168,24 +158,4 @@ fn past(fd: i32) {
     read_exactly(fd, &mut line);
     println!("behind it: {}", String::from_utf8_lossy(&line));
     write_all(fd, b"done");
-}
-
-fn becoming_server(role: &Role) {
-    let fd = role.open_warm();
-    role.meet();
-    role.meet();
-    inherit(fd);
-    panic!("cannot become the next image: {}", image("rest", &[fd as usize, 0, IMAGES]).exec());
-}
-
-fn asking_client(role: &Role) {
-    let fd = role.open_warm();
-    role.meet();
-    write_all(fd, &pattern(5, 0, LEFT));
-    role.note("shutdown", sys::shutdown(fd, libc::SHUT_WR));
-    role.meet();
-    let mut into = [0; 4];
-    read_exactly(fd, &mut into);
-    role.note("answer", into);
-    role.note("end", sys::read(fd, &mut into));
 }
