@@ -21,6 +21,9 @@ use crate::{build, check, paths, run, servers, setup};
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
 
+/// Lines of a suite's own account of its failures that are shown again at the end.
+const ACCOUNT_LINES: usize = 80;
+
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tally {
@@ -123,9 +126,9 @@ pub(crate) fn test() -> Result<()> {
     let scratch = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
     for suite in &SUITES {
         println!("== tests: {}", suite.name);
-        let tally = suite.run(&artefacts, &servers, scratch.path());
+        let (tally, account) = suite.run(&artefacts, &servers, scratch.path());
         if tally.failed > 0 {
-            failures.push(format!("tests: {}", suite.name));
+            failures.push(format!("tests: {}\n{account}", suite.name));
         }
         total.add(tally);
     }
@@ -154,10 +157,11 @@ pub(crate) fn test() -> Result<()> {
 }
 
 impl Suite {
-    fn run(&self, artefacts: &Artefacts, servers: &Path, scratch: &Path) -> Tally {
+    /// How many of its tests ended how, and what it says of those that failed.
+    fn run(&self, artefacts: &Artefacts, servers: &Path, scratch: &Path) -> (Tally, String) {
         if self.needs_root && !geteuid().is_root() {
             println!("SKIPPED: {}: loading kernel programs needs root; run `sudo -E cargo xtask test`", self.name);
-            return Tally { skipped: 1, ..Tally::default() };
+            return (Tally { skipped: 1, ..Tally::default() }, String::new());
         }
         let mut cargo = Command::new(paths::cargo());
         cargo.arg("test").args(self.arguments).current_dir(paths::workspace());
@@ -173,14 +177,23 @@ impl Suite {
                     println!("{}: {}, and no test says why", self.name, output.status);
                     tally.failed += 1;
                 }
-                tally
+                (tally, account_of_failures(&output.stdout))
             }
             Err(error) => {
                 println!("{error:#}");
-                Tally { failed: 1, ..Tally::default() }
+                (Tally { failed: 1, ..Tally::default() }, format!("{error:#}"))
             }
         }
     }
+}
+
+/// What a test harness says of the tests that failed, between `failures:` and its closing line: it comes again at the very end, because
+/// the end is what one sees of a long run, and all that some machines keep of it.
+fn account_of_failures(text: &str) -> String {
+    let lines = text.lines().map(str::trim_end);
+    let told = lines.skip_while(|line| *line != "failures:").filter(|line| !line.is_empty());
+    let told: Vec<&str> = told.take_while(|line| !line.starts_with("test result: ")).take(ACCOUNT_LINES).collect();
+    told.join("\n")
 }
 
 /// Processes, names and kernel objects that were not there before, and files in the tests' own temporary directory.
@@ -203,6 +216,14 @@ fn tell(command: &mut Command, artefacts: &Artefacts) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_are_told_again() {
+        let text = "test a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b ----\nthe reason\n\n\nfailures:\n    b\n\n\
+            test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\nmore\n";
+        assert_eq!(account_of_failures(text), "failures:\n---- b ----\nthe reason\nfailures:\n    b");
+        assert_eq!(account_of_failures("test a ... ok\n"), "");
+    }
 
     #[test]
     fn closing_lines_add_up() {
