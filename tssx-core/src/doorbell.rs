@@ -32,18 +32,26 @@ use crate::sys::Errno;
 /// What doorbell bytes contain. They never reach a program.
 static JUNK: [u8; 8192] = [0; 8192];
 
-/// Producer, after publishing, under the sending lock: wakes the consumer if it sleeps.
+/// Producer, after publishing, under the sending lock: wakes the consumer if it sleeps. True if a doorbell was sent, which a peer that is
+/// gone would not have taken.
 ///
 /// # Errors
 /// What the kernel said of the socket: EPIPE or ECONNRESET when the peer is gone. A full queue is no error: it is readable.
-pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Errno> {
+pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<bool, Errno> {
     fence(SeqCst);
     let direction = segment.tx();
     if direction.asleep.load(Relaxed) & ASLEEP == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let before = direction.asleep.fetch_and(!ASLEEP, SeqCst);
-    if before & ASLEEP == 0 { Ok(()) } else { ring(fd, slot, segment) }
+    if before & ASLEEP == 0 { Ok(false) } else { ring(fd, slot, segment).map(|()| true) }
+}
+
+/// Producer: whether the next bytes ring a doorbell, unless the consumer wakes by itself before.
+#[inline]
+#[must_use]
+pub fn is_awaited(segment: &Segment) -> bool {
+    segment.tx().asleep.load(Relaxed) & ASLEEP != 0
 }
 
 /// Sends one doorbell. It is counted before it is sent, so that whoever finds it in the queue finds it counted: a doorbell that

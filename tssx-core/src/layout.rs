@@ -17,7 +17,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 /// First eight bytes of a segment: "TSSXSEG1" in memory order.
 pub const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"TSSXSEG1");
 /// Protocol version; both ends must be equal.
-pub const SEGMENT_VERSION: u32 = 2;
+pub const SEGMENT_VERSION: u32 = 3;
 /// Two cache lines: the unit that x86's adjacent-line prefetcher moves.
 pub const LINE: usize = 128;
 /// Offset of the [`SideBlock`] of side 0; side 1 follows after [`LINE`] bytes.
@@ -108,10 +108,11 @@ pub const GONE_CLOSED: u32 = 1 << 31;
 pub struct Direction {
     /// Ring position after the last byte written. Writer: producer (Release); the consumer's Acquire load pairs with it.
     pub tail: AtomicU64,
-    /// Unread bytes at which the ring is full, from the producer's SO_SNDBUF; 0 = the capacity. Tells the consumer when to let it go on.
-    pub limit: AtomicU64,
     /// Ring position at which the last write began: a receive that meets bad memory gives up whole writes only, as the kernel does.
     pub last_write: AtomicU64,
+    /// Ring position that lies at the ring's first byte. Writer: producer, while the ring is empty, before `tail`; so whoever sees bytes sees where
+    /// they lie.
+    pub base: AtomicU64,
     /// Keeps the consumer's frequent reads of `tail` apart from the rarely written fields.
     pub pad0: [AtomicU64; 5],
     /// One of the `STATE_` values; writer: producer. `switch_at`, `end_at`, `resume_at` are valid once it says so.
@@ -141,7 +142,12 @@ pub struct Direction {
     /// One of the `CONSENT_` values; writer: consumer. `CONSENT_REVOKED` and `CONSENT_ENOUGH` can follow only each other.
     pub consent: AtomicU32,
     /// Room.
-    pub pad3: [AtomicU64; 15],
+    pub pad3: [AtomicU64; 7],
+    /// Unread bytes at which the ring is full, from the producer's SO_SNDBUF; 0 = the capacity. Tells the consumer when to let it go on. It
+    /// looks at each read, so this does not lie where anybody writes often.
+    pub limit: AtomicU64,
+    /// Room.
+    pub pad4: [AtomicU64; 7],
 }
 
 #[cfg(not(loom))]
@@ -158,8 +164,8 @@ const _: () = {
     assert!(offset_of!(SideBlock, holders) == 8);
     assert!(offset_of!(SideBlock, refused) == 12);
     assert!(size_of::<Direction>() <= DIRECTION_SIZE);
-    assert!(offset_of!(Direction, limit) == 8);
-    assert!(offset_of!(Direction, last_write) == 16);
+    assert!(offset_of!(Direction, last_write) == 8);
+    assert!(offset_of!(Direction, base) == 16);
     assert!(offset_of!(Direction, state) == 64);
     assert!(offset_of!(Direction, writer_waiting) == 68);
     assert!(offset_of!(Direction, switch_at) == 72);
@@ -172,6 +178,7 @@ const _: () = {
     assert!(offset_of!(Direction, head) == 128);
     assert!(offset_of!(Direction, asleep) == 256);
     assert!(offset_of!(Direction, consent) == 260);
+    assert!(offset_of!(Direction, limit) == 320);
     assert!(SIDES_OFFSET + 2 * LINE <= DIRECTIONS_OFFSET);
     assert!(DIRECTIONS_OFFSET + 2 * DIRECTION_SIZE <= DATA_OFFSET);
 };

@@ -14,9 +14,9 @@
 //! guard leaves the lock alone. That is sound because the section it interrupted publishes its position only if nobody has
 //! moved it meanwhile ([`crate::ring::producer::Producer::publish`]) and begins again if somebody has.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::sync::{AtomicU64, fence, kernel, spin_loop};
+use crate::sync::{AtomicU64, kernel, spin_loop};
 
 /// Bits of a word that hold the process id: the kernel's PID_MAX_LIMIT is 2^22 (include/linux/threads.h).
 const PID_BITS: u32 = 22;
@@ -122,13 +122,11 @@ fn take_over(word: &AtomicU64, owner: u64, own: u64, thoroughly: bool) {
 }
 
 impl Drop for Guard<'_> {
-    /// Releases. A swap, not a store: it is also the full fence between "published" and "is the peer asleep?" for callers
-    /// that look only after releasing.
+    /// Releases: what was done under the lock is seen by the next holder. No fence: whoever has published and must look whether the
+    /// peer sleeps has its own ([`crate::doorbell::rouse`]).
     fn drop(&mut self) {
-        if self.nested {
-            fence(SeqCst);
-        } else {
-            self.word.swap(0, SeqCst);
+        if !self.nested {
+            self.word.store(0, Release);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::reason::Reason;
 use crate::sys;
 
 /// First bytes of every mailbox name after the NUL; the version is that of the protocol.
-const NAME_PREFIX: &[u8] = b"\0tssx/2/";
+const NAME_PREFIX: &[u8] = b"\0tssx/3/";
 /// What an offer's only message says; the descriptor rides along.
 const OFFER: &[u8; 8] = b"TSSXOFR1";
 /// Mailbox descriptors are moved to at least this number, out of the way of programs that count on low ones.

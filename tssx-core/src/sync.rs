@@ -51,3 +51,16 @@ pub(crate) fn advance(position: &AtomicU64, from: u64, to: u64) -> bool {
         position.compare_exchange(from, to, Release, Relaxed).is_ok()
     }
 }
+
+/// Adds to a counter that only the holder of a lock changes, and signal handlers of the same thread.
+#[inline]
+pub(crate) fn add(counter: &AtomicU64, value: u64) {
+    #[cfg(all(not(loom), target_arch = "x86_64"))]
+    // SAFETY: an aligned, live 64-bit cell. Without the lock prefix the instruction is one step for signal handlers, which is all that is asked
+    // for, and no fence, which the data path would pay for.
+    unsafe {
+        core::arch::asm!("add qword ptr [{cell}], {value}", cell = in(reg) counter.as_ptr(), value = in(reg) value, options(nostack));
+    }
+    #[cfg(not(all(not(loom), target_arch = "x86_64")))]
+    counter.fetch_add(value, core::sync::atomic::Ordering::Relaxed);
+}

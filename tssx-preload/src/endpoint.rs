@@ -18,19 +18,22 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
+use tssx_core::doorbell;
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, ROLE_ACCEPTOR, Slot};
 use tssx_core::ledger::slots;
 use tssx_core::reclaim::{Pins, lock_named};
+use tssx_core::ring::consumer::SeenTail;
+use tssx_core::ring::producer::{Producer, SeenHead};
 use tssx_core::segment::{Segment, Side};
 use tssx_core::switchover::{self, Arrival};
 use tssx_core::upgrade::Schedule;
-use tssx_core::{doorbell, ring::producer::Producer};
 
 use crate::memory::{Pool, Pooled, ZeroInit};
 use crate::process::held::{self, Held, Kind};
 use crate::process::log;
 use crate::readiness::interest::Watchers;
 use crate::socket::copying::Job;
+use crate::socket::gathering::Gathering;
 use crate::socket::wait::SpinBudget;
 use crate::{fd_table, init, process};
 
@@ -55,9 +58,14 @@ pub(crate) struct Endpoint {
     pub(crate) job: AtomicPtr<Job<'static>>,
     /// When the peer was last known to live, in ticks.
     pub(crate) last_alive: AtomicU64,
-    /// How far the peer had read when we last wrote, and when that was, in ticks.
-    pub(crate) last_head: AtomicU64,
+    /// When we last wrote, in ticks.
     pub(crate) last_write: AtomicU64,
+    /// How far the peer had read when that was looked at last as a sign of life, and when that was, in ticks.
+    pub(crate) last_head: AtomicU64,
+    pub(crate) last_look: AtomicU64,
+    /// What was seen of the peer's positions.
+    pub(crate) seen_head: SeenHead,
+    pub(crate) seen_tail: SeenTail,
     /// When poll or select asked the kernel about this socket last, in ticks.
     pub(crate) asked: AtomicU64,
     /// When the peer was first asked for the ring that we read, in ticks.
@@ -70,6 +78,8 @@ pub(crate) struct Endpoint {
     spare: AtomicU32,
     /// How long waiting for the ring pays.
     pub(crate) spin: SpinBudget,
+    /// How long its reader rests.
+    pub(crate) gathering: Gathering,
     /// The upgrade's schedule.
     pub(crate) schedule: Schedule,
     /// Epoll sets that watch this connection.
@@ -166,17 +176,13 @@ impl Endpoint {
         endpoint.interrupted.store(0, Relaxed);
         endpoint.deaf.store(0, Relaxed);
         endpoint.spare.store(0, Relaxed);
-        for moment in [
-            &endpoint.last_alive,
-            &endpoint.last_head,
-            &endpoint.last_write,
-            &endpoint.asked,
-            &endpoint.asked_back,
-            &endpoint.refusals,
-        ] {
+        for moment in [&endpoint.last_alive, &endpoint.last_write, &endpoint.asked, &endpoint.asked_back, &endpoint.refusals] {
             moment.store(0, Relaxed);
         }
+        endpoint.seen_head.reset();
+        endpoint.seen_tail.reset();
         endpoint.spin.reset();
+        endpoint.gathering.reset();
         endpoint.schedule.reset();
         endpoint.watchers.reset();
         endpoint.slot.store(core::ptr::from_ref(slot).cast_mut(), Release);
@@ -231,6 +237,8 @@ impl Endpoint {
     /// Remembers the segment. Both locks are held by the caller.
     pub(crate) fn join(&self, segment: Segment) {
         let (base, capacity) = segment.into_parts();
+        self.seen_head.reset();
+        self.seen_tail.reset();
         self.capacity.store(capacity, Relaxed);
         self.segment.store(base, Release);
     }

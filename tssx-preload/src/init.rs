@@ -28,6 +28,8 @@ const UPGRADE_AFTER: u64 = 4;
 const SPIN_US: u64 = 40;
 /// Upper bound for `TSSX_SPIN_US`: one second.
 const SPIN_US_MAX: u64 = 1_000_000;
+/// No spin lasts longer, microseconds, whatever is asked for: who spins is not interrupted by a signal, and does not see that the peer has died.
+const SPIN_US_BOUND: u64 = 1000;
 
 static STATE: AtomicU32 = AtomicU32::new(NEW);
 static POLICY: PolicyCell = PolicyCell::new();
@@ -115,6 +117,7 @@ fn configure() -> bool {
             }
         }
     }
+    SPIN.fetch_min(SPIN_US_BOUND, Relaxed);
     if sys::usable_cpus() == 1 {
         SPIN.store(0, Relaxed); // the peer cannot run while we spin
     }

@@ -16,7 +16,7 @@ use super::layout::{
 use super::view::LedgerView;
 use crate::lock;
 use crate::reason::Reason;
-use crate::sys;
+use crate::{sync, sys};
 
 /// Slots kept beyond the live ones before closed slots are used again.
 const LINGER_MIN: u32 = 512;
@@ -215,6 +215,22 @@ fn count_reason(ledger: &LedgerView, slot: &Slot, code: u32) {
     let entry = ledger.path_entry(slot.path.load(Relaxed) as usize);
     if let Some(counter) = entry.and_then(|entry| entry.reasons.get(code as usize)) {
         counter.fetch_add(1, Relaxed);
+    }
+}
+
+impl Slot {
+    /// Sender, under its lock: `bytes` went into the ring, `calls` calls of the program have begun so.
+    #[inline]
+    pub fn count_into_ring(&self, bytes: u64, calls: u64) {
+        sync::add(&self.ring_tx_bytes, bytes);
+        sync::add(&self.ring_tx_calls, calls);
+    }
+
+    /// Receiver, under its lock: the same of what came out.
+    #[inline]
+    pub fn count_from_ring(&self, bytes: u64, calls: u64) {
+        sync::add(&self.ring_rx_bytes, bytes);
+        sync::add(&self.ring_rx_calls, calls);
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) mod kernel;
 mod room;
 #[cfg(test)]
 mod wake;
+#[cfg(test)]
+mod warm;
 pub(crate) mod world;
 
 #[cfg(test)]

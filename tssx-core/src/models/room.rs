@@ -47,7 +47,10 @@ fn limit(world: &World) -> u64 {
 /// send.rs, `attempt`: what fits of `bytes`, at once. The number written.
 fn write(world: &World, bytes: &[u8], flaw: Flaw) -> usize {
     let segment = world.producing();
-    let mut producer = relaxed_if(flaw == Flaw::OpenRelaxed, || Producer::open(&segment)).expect("sane");
+    let mut producer = Producer::open_seen(&segment, &world.seen_head).expect("sane");
+    if producer.room(limit(world)) < bytes.len() as u64 {
+        relaxed_if(flaw == Flaw::OpenRelaxed, || producer.refresh()).expect("sane");
+    }
     let room = usize::try_from(producer.room(limit(world))).expect("small");
     // SAFETY: a live slice.
     let count = unsafe { producer.copy_in(bytes.as_ptr(), bytes.len().min(room)) };

@@ -34,7 +34,11 @@ enum Flaw {
 /// send.rs, `attempt`: one byte.
 fn send(world: &World, byte: u8, flaw: Flaw) {
     let segment = world.producing();
-    let mut producer = Producer::open(&segment).expect("sane");
+    let mut producer = Producer::open_seen(&segment, &world.seen_head).expect("sane");
+    if producer.room(u64::MAX) == 0 {
+        producer.refresh().expect("sane");
+    }
+    producer.warm(1);
     // SAFETY: one live byte.
     assert_eq!(unsafe { producer.copy_in(&raw const byte, 1) }, 1);
     assert!(relaxed_if(flaw == Flaw::PublishRelaxed, || producer.publish()));
@@ -44,7 +48,10 @@ fn send(world: &World, byte: u8, flaw: Flaw) {
 /// receive.rs, `take`: one byte, if there is one.
 fn take(world: &World, flaw: Flaw) -> Option<u8> {
     let segment = world.consuming();
-    let mut consumer = relaxed_if(flaw == Flaw::OpenRelaxed, || Consumer::open(&segment)).expect("sane");
+    let mut consumer = Consumer::open_seen(&segment, &world.seen_tail).expect("sane");
+    if consumer.available() == 0 {
+        relaxed_if(flaw == Flaw::OpenRelaxed, || consumer.refresh()).expect("sane");
+    }
     let mut byte = 0;
     // SAFETY: one live byte.
     let count = unsafe { consumer.copy_out(&raw mut byte, 1) };

@@ -12,6 +12,8 @@ use super::atomics::{AtomicU32, AtomicU64};
 use super::kernel::Socket;
 use crate::layout::{ASLEEP, DATA_OFFSET, DIRECTIONS_OFFSET, Direction, LINE, SIDES_OFFSET, SideBlock};
 use crate::ledger::layout::Slot;
+use crate::ring::consumer::SeenTail;
+use crate::ring::producer::SeenHead;
 use crate::segment::{Segment, Side};
 
 /// Ring bytes whose accesses are followed; models use no more.
@@ -34,6 +36,9 @@ pub(crate) struct World {
     pub(crate) tx: Slot,
     /// The consumer's slot.
     pub(crate) rx: Slot,
+    /// What the ends have seen of each other's positions.
+    pub(crate) seen_head: SeenHead,
+    pub(crate) seen_tail: SeenTail,
     /// Id of the process that died.
     pub(crate) dead: AtomicU32,
 }
@@ -61,7 +66,18 @@ impl World {
         unsafe { base.add(DIRECTIONS_OFFSET).cast::<Direction>().write(direction()) };
         let bytes = (0..FOLLOWED).map(|_| UnsafeCell::new(())).collect();
         let dead = AtomicU32::new(0);
-        let world = Arc::new(Self { base, layout, capacity, bytes, socket: Socket::new(), tx: slot(), rx: slot(), dead });
+        let world = Arc::new(Self {
+            base,
+            layout,
+            capacity,
+            bytes,
+            socket: Socket::new(),
+            tx: slot(),
+            rx: slot(),
+            seen_head: SeenHead::default(),
+            seen_tail: SeenTail::default(),
+            dead,
+        });
         CURRENT.with(|current| *current.borrow_mut() = Arc::downgrade(&world));
         world
     }
@@ -109,6 +125,7 @@ fn direction() -> Direction {
     Direction {
         tail: AtomicU64::new(0),
         limit: AtomicU64::new(0),
+        base: AtomicU64::new(0),
         state: AtomicU32::new(0),
         writer_waiting: AtomicU32::new(0),
         switch_at: AtomicU64::new(0),

@@ -2,12 +2,28 @@
 
 #![allow(unsafe_code, reason = "copies out of the ring's memory")]
 
-use core::sync::atomic::Ordering::Acquire;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::{Corrupt, Span, contiguous};
 use crate::layout::Direction;
 use crate::segment::Segment;
+use crate::sync::AtomicU64;
 use crate::{shared_bytes, sync};
+
+/// How far the producer had written when this process looked last, and where the bytes before that lie.
+#[derive(Debug, Default)]
+pub struct SeenTail {
+    tail: AtomicU64,
+    base: AtomicU64,
+}
+
+impl SeenTail {
+    /// For a ring that begins.
+    pub fn reset(&self) {
+        self.tail.store(0, Relaxed);
+        self.base.store(0, Relaxed);
+    }
+}
 
 /// The consuming end of one direction.
 #[derive(Clone, Copy)]
@@ -17,6 +33,8 @@ pub struct Consumer<'a> {
     capacity: u64,
     span: Span,
     taken: u64,
+    base: u64,
+    seen: Option<&'a SeenTail>,
 }
 
 impl<'a> Consumer<'a> {
@@ -29,7 +47,58 @@ impl<'a> Consumer<'a> {
         let direction = segment.rx();
         let look = |head| Span::checked(head, direction.tail.load(Acquire), segment.capacity());
         let span = Span::of(&direction.head, look)?;
-        Ok(Self { direction, bytes: segment.rx_bytes(), capacity: segment.capacity(), span, taken: 0 })
+        // After `tail`: with the bytes comes the base.
+        Ok(Self::new(segment, span, direction.base.load(Relaxed), None))
+    }
+
+    /// The same without a look at `tail`, as long as what was `seen` of it can be true: there may be more bytes than it says ([`Self::refresh`]).
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    #[inline]
+    pub fn open_seen(segment: &'a Segment, seen: &'a SeenTail) -> Result<Self, Corrupt> {
+        let (tail, base) = (seen.tail.load(Acquire), seen.base.load(Relaxed));
+        match Span::checked(segment.rx().head.load(Relaxed), tail, segment.capacity()) {
+            Ok(span) => Ok(Self::new(segment, span, base, Some(seen))),
+            // A relative has read since.
+            Err(Corrupt) => {
+                let fresh = Self::open(segment)?;
+                fresh.remember(seen);
+                Ok(Self { seen: Some(seen), ..fresh })
+            }
+        }
+    }
+
+    #[inline]
+    fn new(segment: &'a Segment, span: Span, base: u64, seen: Option<&'a SeenTail>) -> Self {
+        Self { direction: segment.rx(), bytes: segment.rx_bytes(), capacity: segment.capacity(), span, taken: 0, base, seen }
+    }
+
+    #[inline]
+    fn remember(&self, seen: &SeenTail) {
+        seen.tail.store(self.span.tail, Relaxed);
+        seen.base.store(self.base, Relaxed);
+    }
+
+    /// Looks at `tail`, before anything is taken.
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    #[inline]
+    pub fn refresh(&mut self) -> Result<(), Corrupt> {
+        let direction = self.direction;
+        self.span = Span::of(&direction.head, |head| Span::checked(head, direction.tail.load(Acquire), self.capacity))?;
+        self.base = direction.base.load(Relaxed);
+        if let Some(seen) = self.seen {
+            self.remember(seen);
+        }
+        Ok(())
+    }
+
+    /// Whether nobody has read since this was opened.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.direction.head.load(Relaxed) == self.span.head
     }
 
     /// Readable bytes that were not taken yet.
@@ -52,7 +121,7 @@ impl<'a> Consumer<'a> {
         let length = length.min(usize::try_from(self.available()).unwrap_or(0));
         let mut done = 0;
         while done < length {
-            let (offset, piece) = contiguous(self.position(), length - done, self.capacity);
+            let (offset, piece) = contiguous(self.position(), self.base, length - done, self.capacity);
             // SAFETY: offset + piece <= capacity by `contiguous`, so the source lies inside the ring; the target is the
             // caller's promise; private and ring memory do not overlap.
             unsafe { shared_bytes::load(to.add(done), self.bytes.add(offset), piece) };
@@ -73,7 +142,7 @@ impl<'a> Consumer<'a> {
     #[must_use]
     pub fn piece(&self, length: usize) -> (*const u8, usize) {
         let length = length.min(usize::try_from(self.available()).unwrap_or(0));
-        let (offset, piece) = contiguous(self.position(), length, self.capacity);
+        let (offset, piece) = contiguous(self.position(), self.base, length, self.capacity);
         // SAFETY: offset < capacity, inside the ring.
         (unsafe { self.bytes.add(offset) }, piece)
     }
@@ -90,8 +159,6 @@ impl<'a> Consumer<'a> {
 
 #[cfg(test)]
 mod tests {
-    use core::sync::atomic::Ordering::Relaxed;
-
     use super::*;
     use crate::ring::producer::Producer;
     use crate::sys;

@@ -8,6 +8,16 @@
 //! The peer can write both positions, so each call loads both once, believes them only if `tail - head` is between 0
 //! and the capacity, and derives every address from the values it checked. A half-done copy is invisible: the
 //! position moves by one store, after the bytes (Release), and is read before them (Acquire).
+//!
+//! **What is not asked.** Each position is on a line that the other side writes; to look at it costs a transfer of that line, and
+//! makes the next store to it dearer. So each process remembers what it saw last ([`producer::SeenHead`], [`consumer::SeenTail`]). Positions only
+//! grow while a ring is in use, so what was seen is a lower bound: of the room, of the bytes. It is asked for again when it does not suffice.
+//!
+//! **Warm memory.** A ring that is read as fast as it is written needs a few lines, not all of its memory. `base` says which position lies
+//! at the ring's first byte; the place in memory is `(position - base) & (capacity - 1)`. A producer that finds the ring empty may begin at the first
+//! byte again: it changes `base` before it publishes. That is sound because `base` stands still as long as the ring holds bytes: a consumer that
+//! sees a `tail` beyond its own `head` sees the `base` of these bytes (it was stored before that `tail`), and no later one, which would have needed
+//! a `head` that the consumer has not published yet. The consumer holds its lock from its look to its publication, so nobody else publishes one.
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -60,8 +70,8 @@ impl Span {
 }
 
 /// The part of `length` bytes from `position` that lies in one piece before the ring wraps: (offset, bytes).
-fn contiguous(position: u64, length: usize, capacity: u64) -> (usize, usize) {
-    let offset = position & (capacity - 1);
+fn contiguous(position: u64, base: u64, length: usize, capacity: u64) -> (usize, usize) {
+    let offset = position.wrapping_sub(base) & (capacity - 1);
     let room = capacity - offset;
     // Both fit usize: capacity is at most layout::CAPACITY_MAX.
     (usize::try_from(offset).unwrap_or(0), length.min(usize::try_from(room).unwrap_or(0)))
@@ -103,8 +113,9 @@ mod tests {
 
     #[test]
     fn a_piece_ends_where_the_ring_wraps() {
-        assert_eq!(contiguous(60, 10, 64), (60, 4));
-        assert_eq!(contiguous(64, 10, 64), (0, 10));
-        assert_eq!(contiguous(u64::MAX, 10, 64), (63, 1));
+        assert_eq!(contiguous(60, 0, 10, 64), (60, 4));
+        assert_eq!(contiguous(64, 0, 10, 64), (0, 10));
+        assert_eq!(contiguous(u64::MAX, 0, 10, 64), (63, 1));
+        assert_eq!([contiguous(70, 70, 64, 64), contiguous(69, 70, 64, 64)], [(0, 64), (63, 1)]);
     }
 }

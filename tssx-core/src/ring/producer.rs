@@ -2,12 +2,32 @@
 
 #![allow(unsafe_code, reason = "copies into the ring's memory")]
 
-use core::sync::atomic::Ordering::Acquire;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::{Corrupt, Span, contiguous};
 use crate::layout::Direction;
 use crate::segment::Segment;
+use crate::sync::AtomicU64;
 use crate::{shared_bytes, sync};
+
+/// Messages for which a producer goes on through the ring before it looks whether it can begin at the first byte again.
+const MESSAGES: u64 = if cfg!(loom) { 1 } else { 16 };
+/// Least bytes of such a stretch.
+const STRETCH_MIN: u64 = if cfg!(loom) { 2 } else { 1024 };
+
+/// Bytes behind a message whose lines are fetched ahead: a fifth more messages a second in a one-way stream of small ones.
+const PREFETCH: usize = 128;
+
+/// How far the consumer had read when this process looked last.
+#[derive(Debug, Default)]
+pub struct SeenHead(AtomicU64);
+
+impl SeenHead {
+    /// For a ring that begins.
+    pub fn reset(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
 
 /// The producing end of one direction.
 #[derive(Clone, Copy)]
@@ -17,6 +37,9 @@ pub struct Producer<'a> {
     capacity: u64,
     span: Span,
     written: u64,
+    /// Position at the ring's first byte: that of the segment, or the one that [`Self::publish`] will put there.
+    base: u64,
+    seen: Option<&'a SeenHead>,
 }
 
 impl<'a> Producer<'a> {
@@ -30,7 +53,78 @@ impl<'a> Producer<'a> {
         let direction = segment.tx();
         let look = |tail| Span::checked(direction.head.load(Acquire), tail, segment.capacity());
         let span = Span::of(&direction.tail, look)?;
-        Ok(Self { direction, bytes: segment.tx_bytes(), capacity: segment.capacity(), span, written: 0 })
+        Ok(Self::new(segment, span, None))
+    }
+
+    /// The same without a look at `head`, as long as what was `seen` of it can be true: there may be more room than it says ([`Self::refresh`]).
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    #[inline]
+    pub fn open_seen(segment: &'a Segment, seen: &'a SeenHead) -> Result<Self, Corrupt> {
+        let tail = segment.tx().tail.load(Relaxed);
+        match Span::checked(seen.0.load(Acquire), tail, segment.capacity()) {
+            Ok(span) => Ok(Self::new(segment, span, Some(seen))),
+            // A relative has written since. The loads are in no order that a signal handler respects: the thorough way is.
+            Err(Corrupt) => {
+                let span = Self::open(segment)?.span;
+                seen.0.store(span.head, Relaxed);
+                Ok(Self::new(segment, span, Some(seen)))
+            }
+        }
+    }
+
+    #[inline]
+    fn new(segment: &'a Segment, span: Span, seen: Option<&'a SeenHead>) -> Self {
+        let direction = segment.tx();
+        let base = direction.base.load(Relaxed);
+        Self { direction, bytes: segment.tx_bytes(), capacity: segment.capacity(), span, written: 0, base, seen }
+    }
+
+    /// Looks at `head`, before anything is copied.
+    ///
+    /// # Errors
+    /// [`Corrupt`].
+    #[inline]
+    pub fn refresh(&mut self) -> Result<(), Corrupt> {
+        let direction = self.direction;
+        self.span = Span::of(&direction.tail, |tail| Span::checked(direction.head.load(Acquire), tail, self.capacity))?;
+        self.base = direction.base.load(Relaxed);
+        if let Some(seen) = self.seen {
+            seen.0.store(self.span.head, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Before `length` bytes are copied: if the ring is empty, begins at its first byte again, where memory is warm. Looks only now and then,
+    /// because to look costs a transfer. Not for a signal handler inside another write, whose bytes may still be on their way to the old place.
+    #[inline]
+    pub fn warm(&mut self, length: usize) {
+        let length = (length as u64).max(1);
+        let stretch = length.saturating_mul(MESSAGES).clamp(STRETCH_MIN, self.capacity).next_power_of_two();
+        let offset = self.tail().wrapping_sub(self.base) & (self.capacity - 1);
+        let crosses = offset / stretch != (offset + length) / stretch;
+        if offset != 0 && self.written == 0 && crosses && self.refresh().is_ok() && self.span.used() == 0 {
+            self.base = self.span.tail;
+        }
+    }
+
+    /// Position at the ring's first byte, for a copy that is to go to the same place ([`Self::rebase`]).
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Takes over what another write of this thread, of which this one makes the copy, has chosen by [`Self::warm`].
+    pub fn rebase(&mut self, base: u64) {
+        self.base = base;
+    }
+
+    /// Whether nobody has written since this was opened.
+    #[inline]
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.direction.tail.load(Relaxed) == self.span.tail
     }
 
     /// Bytes that fit now if no more than `limit` may lie unread.
@@ -68,7 +162,7 @@ impl<'a> Producer<'a> {
     /// Bytes of the ring from `position` on that lie in one piece, at most `length`: address and count.
     #[must_use]
     pub fn piece(&self, position: u64, length: u64) -> (*const u8, usize) {
-        let (offset, piece) = contiguous(position, usize::try_from(length).unwrap_or(usize::MAX), self.capacity);
+        let (offset, piece) = contiguous(position, self.base, usize::try_from(length).unwrap_or(usize::MAX), self.capacity);
         // SAFETY: offset < capacity, inside the ring.
         (unsafe { self.bytes.add(offset) }, piece)
     }
@@ -81,7 +175,7 @@ impl<'a> Producer<'a> {
         let length = length.min(usize::try_from(self.room(self.capacity)).unwrap_or(0));
         let mut done = 0;
         while done < length {
-            let (offset, piece) = contiguous(self.tail(), length - done, self.capacity);
+            let (offset, piece) = contiguous(self.tail(), self.base, length - done, self.capacity);
             // SAFETY: offset + piece <= capacity by `contiguous`, so the target lies inside the ring; the source is the
             // caller's promise; private and ring memory do not overlap (the ring is a mapping of ours).
             unsafe { shared_bytes::store(self.bytes.add(offset), from.add(done), piece) };
@@ -91,10 +185,36 @@ impl<'a> Producer<'a> {
         done
     }
 
+    /// Takes back what was published last, the bytes from `from` to before `to`, if nobody has read of them or written since. For a consumer of
+    /// which the kernel says that it is gone, and that so can read no more: a living one may be reading them now.
+    #[must_use]
+    pub fn take_back(segment: &Segment, from: u64, to: u64) -> bool {
+        let direction = segment.tx();
+        let read = direction.head.load(Acquire).wrapping_sub(from);
+        let unread = read == 0 || read > segment.capacity();
+        unread && sync::advance(&direction.tail, to, from)
+    }
+
+    /// Fetches the lines of the next message while the fence of this one waits for its own.
+    #[inline]
+    fn prefetch(&self) {
+        let (offset, piece) = contiguous(self.tail(), self.base, PREFETCH, self.capacity);
+        for line in (0..piece).step_by(64) {
+            shared_bytes::prefetch_for_write(self.bytes.wrapping_add(offset + line));
+        }
+    }
+
     /// Makes what was copied visible. Release: the bytes come before the position. False if a signal handler of this thread
     /// has written to the ring since [`Self::open`], over what was copied: nothing is visible then, and the caller begins again.
     #[must_use]
     pub fn publish(self) -> bool {
-        self.written == 0 || sync::advance(&self.direction.tail, self.span.tail, self.tail())
+        if self.written == 0 {
+            return true;
+        }
+        self.prefetch();
+        if self.direction.base.load(Relaxed) != self.base {
+            self.direction.base.store(self.base, Relaxed);
+        }
+        sync::advance(&self.direction.tail, self.span.tail, self.tail())
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Job<'a> {
     length: usize,
     /// Ring position at which they begin.
     tail: u64,
+    /// Ring position that lies at the ring's first byte.
+    base: u64,
     /// A signal handler has done it.
     done: Cell<bool>,
 }
@@ -55,9 +57,10 @@ pub(super) fn help(tx: &Locked, segment: &Segment) -> bool {
     if producer.tail() != job.tail || job.done.get() {
         return false;
     }
+    producer.rebase(job.base);
     // SAFETY: what the interrupted call found to be readable.
     job.parts.walk(job.from, job.length, |from, length| unsafe { producer.copy_in(from, length) });
-    tx.slot.ring_tx_bytes.fetch_add(job.length as u64, Relaxed);
+    tx.slot.count_into_ring(job.length as u64, 0);
     job.done.set(producer.publish());
     compiler_fence(SeqCst);
     true
@@ -65,18 +68,14 @@ pub(super) fn help(tx: &Locked, segment: &Segment) -> bool {
 
 /// Copies `length` of the bytes from `from` on into the ring and publishes them. `None` if a signal handler has used the ring
 /// meanwhile without doing this: the caller begins again.
-pub(super) fn copy(
-    tx: &Locked,
-    segment: &Segment,
-    mut producer: Producer<'_>,
-    parts: &Parts<'_>,
-    from: usize,
-    length: usize,
-) -> Option<usize> {
-    let job = Job { parts: *parts, from, length, tail: producer.tail(), done: Cell::new(false) };
+pub(super) fn copy(tx: &Locked, mut producer: Producer<'_>, parts: &Parts<'_>, from: usize, length: usize) -> Option<usize> {
+    if !tx.is_nested() {
+        producer.warm(length);
+    }
+    let job = Job { parts: *parts, from, length, tail: producer.tail(), base: producer.base(), done: Cell::new(false) };
     let outer = announce(tx.endpoint, &job);
     // A handler that came before the job could be seen has written where it was to begin; one that comes now finds it.
-    if Producer::open(segment).map(|now| now.tail()) != Ok(job.tail) {
+    if !producer.is_current() {
         tx.endpoint.job.store(outer, Relaxed);
         return None;
     }
@@ -87,7 +86,7 @@ pub(super) fn copy(
     compiler_fence(SeqCst);
     tx.endpoint.job.store(outer, Relaxed);
     if published {
-        tx.slot.ring_tx_bytes.fetch_add(count as u64, Relaxed);
+        tx.slot.count_into_ring(count as u64, 0);
     }
     (published || job.done.get()).then_some(count)
 }

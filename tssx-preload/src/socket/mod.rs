@@ -18,6 +18,7 @@ mod empty;
 mod ended;
 pub(crate) mod establish;
 pub(crate) mod fallback;
+pub(crate) mod gathering;
 pub(crate) mod mailboxes;
 pub(crate) mod options;
 pub(crate) mod recall;

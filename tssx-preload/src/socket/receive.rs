@@ -18,7 +18,7 @@ use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover, sys};
 
 use super::abandon::{guarded, test_cancel};
-use super::{alive, ancillary, crossing, empty, ended, establish, fallback, recall, reset};
+use super::{alive, ancillary, crossing, empty, ended, establish, fallback, gathering, recall, reset};
 use crate::endpoint::{Endpoint, Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
 use crate::process::log;
@@ -372,7 +372,7 @@ fn through_kernel(call: &mut Call<'_, '_>, rx: Locked, plain: &impl Fn() -> isiz
 }
 
 fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
-    let Ok(consumer) = Consumer::open(segment) else {
+    let Ok(consumer) = gathering::open(call, &rx, segment) else {
         fallback::mark_corrupt(call.fd, rx.slot);
         rx.slot.rx_mode.store(MODE_FINAL, Relaxed); // what follows is the kernel's end of file
         return call.finish(Err(Errno(libc::ECONNRESET)));
@@ -427,13 +427,15 @@ fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: C
     let seen = consumer.position();
     call.from_ring = true;
     if call.peeks() {
+        if !consumer.is_current() {
+            return Taken::Disturbed; // a signal handler has read: what was copied may be what came in its place
+        }
         call.got += count;
         return Taken::Some { emptied: false, seen };
     }
     let Some((before, after)) = consumer.publish() else { return Taken::Disturbed };
     let released = doorbell::should_release(segment, before, after) && release(call.fd, rx, segment);
-    rx.slot.ring_rx_bytes.fetch_add(count as u64, Relaxed);
-    rx.slot.ring_rx_calls.fetch_add(u64::from(call.got == 0), Relaxed);
+    rx.slot.count_from_ring(count as u64, u64::from(call.got == 0));
     call.got += count;
     Taken::Some { emptied: released && after == 0, seen }
 }

@@ -12,9 +12,10 @@ use tssx_core::packets::Packets;
 use tssx_core::reason::Reason;
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{doorbell, in_flight, switchover, sys};
+use tssx_core::{clock, doorbell, in_flight, switchover, sys};
 
 use super::abandon::{guarded, test_cancel};
+use super::alive::Belief;
 use super::{alive, copying, establish, fallback, recall, reset, wait};
 use crate::endpoint::{Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
@@ -149,7 +150,8 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
     match attempt(fd, &tx, segment, call.parts, call.sent) {
         Attempt::Wrote(count) => {
             // One operation of the program, however many looks it takes.
-            slot.ring_tx_calls.fetch_add(u64::from(call.sent == 0), Relaxed);
+            slot.count_into_ring(0, u64::from(call.sent == 0));
+            endpoint.gathering.sent();
             call.sent += count;
             (call.sent >= call.parts.total()).then_some(Ok(call.sent))
         }
@@ -282,18 +284,29 @@ fn send_rest(fd: c_int, parts: &Parts<'_>, sent: usize, flags: c_int) -> isize {
 
 fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: usize) -> Attempt {
     copying::help(tx, segment);
-    let Ok(producer) = Producer::open(segment) else {
+    let Ok(mut producer) = Producer::open_seen(segment, &tx.endpoint.seen_head) else {
         fallback::mark_corrupt(fd, tx.slot);
         return Attempt::Corrupt;
     };
-    if tx.slot.tx_shutdown.load(Relaxed) != 0
-        || doorbell::reader_gone(segment)
-        || !alive::is_believed(fd, tx.endpoint, segment, producer.head())
-    {
+    if tx.slot.tx_shutdown.load(Relaxed) != 0 || doorbell::reader_gone(segment) {
+        return Attempt::Gone;
+    }
+    let now = clock::ticks();
+    let belief = alive::look(fd, tx.endpoint, segment, now);
+    if belief == Belief::Gone {
         return Attempt::Gone;
     }
     let packets = Packets::new(tx.slot, parts.total());
-    let wanted = copying::room(tx, &producer, segment.capacity(), |room, most| packets.admitted(sent, room, most));
+    let admitted = |room, most| packets.admitted(sent, room, most);
+    let mut wanted = copying::room(tx, &producer, segment.capacity(), admitted);
+    if wanted < parts.total() - sent {
+        // Less than is asked for, as far as was seen.
+        if producer.refresh().is_err() {
+            fallback::mark_corrupt(fd, tx.slot);
+            return Attempt::Corrupt;
+        }
+        wanted = copying::room(tx, &producer, segment.capacity(), admitted);
+    }
     if wanted == 0 {
         return Attempt::Full;
     }
@@ -306,12 +319,20 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
     }
     if sent == 0 {
         segment.tx().last_write.store(producer.tail(), Relaxed);
+        alive::writes(tx.endpoint, now);
     }
-    let Some(count) = copying::copy(tx, segment, producer, parts, sent, good) else { return Attempt::Disturbed };
-    // A doorbell that cannot be sent means that the peer has gone since we looked, perhaps after it read these very bytes: they
-    // were written to a living peer, and the next call is refused.
-    if doorbell::rouse(fd, tx.slot, segment).is_err() {
-        tx.endpoint.last_alive.store(0, Relaxed);
+    let from = producer.tail();
+    let Some(count) = copying::copy(tx, producer, parts, sent, good) else { return Attempt::Disturbed };
+    match doorbell::rouse(fd, tx.slot, segment) {
+        Ok(true) => alive::answered(tx.endpoint, now),
+        Ok(false) => {}
+        Err(_) if belief == Belief::Unproven && alive::take_back(fd, segment, from, from.wrapping_add(count as u64)) => {
+            tx.slot.count_into_ring((count as u64).wrapping_neg(), 0);
+            return Attempt::Gone;
+        }
+        // The peer has gone since we looked, perhaps after it read these very bytes: they were written to a living peer, and the next call
+        // is refused.
+        Err(_) => alive::doubt(tx.endpoint),
     }
     // The peer gave its ring up meanwhile: these bytes go back too. The fence is the doorbell's.
     if recall::is_due(tx.slot, segment) {

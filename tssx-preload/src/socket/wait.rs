@@ -4,6 +4,8 @@
 //! does not halves it, down to none; after that a full spin is tried now and then, in case the peer has become fast.
 //! Two programs that share one CPU thus stop spinning after a few messages, and a connection that is idle most of the
 //! time spends microseconds, not milliseconds. With one usable CPU nobody ever spins.
+//!
+//! The reader of a stream that goes one way rests before it looks ([`super::gathering`]).
 
 #![allow(unsafe_code, reason = "calls libc's own blocking functions")]
 
@@ -40,6 +42,11 @@ impl SpinBudget {
     pub(crate) fn reset(&self) {
         self.halvings.store(0, Relaxed);
         self.skipped.store(0, Relaxed);
+    }
+
+    /// Whether the last spin has found what it waited for: then the peer runs, on another CPU.
+    pub(super) fn pays(&self) -> bool {
+        self.halvings.load(Relaxed) == 0 && init::spin_us() > 0
     }
 
     /// Spins until `ready` says so. False when the budget is used up, at once if there is none.

@@ -26,6 +26,8 @@ pub(crate) enum Mode {
     BothAtOnce,
     /// At both ends, never spinning: every wait sleeps and every wake-up rings the doorbell.
     BothAsleep,
+    /// At both ends, every wait spinning for as long as the library allows.
+    BothSpinning,
     /// At the accepting end only.
     ServerOnly,
     /// At the connecting end only.
@@ -35,8 +37,8 @@ pub(crate) enum Mode {
 }
 
 /// Every mode that is held against [`Mode::Plain`].
-pub(crate) const PRELOADED: [Mode; 6] =
-    [Mode::Both, Mode::BothAtOnce, Mode::BothAsleep, Mode::ServerOnly, Mode::ClientOnly, Mode::Disabled];
+pub(crate) const PRELOADED: [Mode; 7] =
+    [Mode::Both, Mode::BothAtOnce, Mode::BothAsleep, Mode::BothSpinning, Mode::ServerOnly, Mode::ClientOnly, Mode::Disabled];
 
 impl Mode {
     /// Whether the library is loaded at this end.
@@ -45,13 +47,13 @@ impl Mode {
             Self::Plain => false,
             Self::ServerOnly => end == End::Server,
             Self::ClientOnly => end == End::Client,
-            Self::Both | Self::BothAtOnce | Self::BothAsleep | Self::Disabled => true,
+            Self::Both | Self::BothAtOnce | Self::BothAsleep | Self::BothSpinning | Self::Disabled => true,
         }
     }
 
     /// Whether both ends have a working library.
     pub(crate) fn may_accelerate(self) -> bool {
-        matches!(self, Self::Both | Self::BothAtOnce | Self::BothAsleep)
+        matches!(self, Self::Both | Self::BothAtOnce | Self::BothAsleep | Self::BothSpinning)
     }
 
     /// Prepares `command` to be this `end`, with `socket` selected.
@@ -64,6 +66,7 @@ impl Mode {
         match self {
             Self::BothAtOnce => command.env("TSSX_UPGRADE_AFTER", "1"),
             Self::BothAsleep => command.env("TSSX_SPIN_US", "0"),
+            Self::BothSpinning => command.env("TSSX_SPIN_US", "1000000"),
             Self::Disabled => command.env("TSSX_DISABLE", "1"),
             _ => command,
         };

@@ -20,10 +20,6 @@ use crate::role::{SOCKET, SOON};
 const LOADS: [(&str, u32, u32, u32); 3] = [("get,set", 1, 1, 20_000), ("get,set", 50, 1, 100_000), ("get,set", 50, 16, 1_500_000)];
 /// Share of the bytes that must have gone through rings.
 const MIN_HIT_RATE: f64 = 0.99;
-/// Least ratio of the medians that is "faster": more than two plain runs ever differ by.
-const FASTER: f64 = 1.15;
-/// Rounds of plain and accelerated in turn, of which the medians are compared.
-const ROUNDS: usize = 5;
 
 /// Every trial of this module.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -34,7 +30,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     for mode in [Mode::Both, Mode::ServerOnly, Mode::ClientOnly] {
         trials.push(Trial::test(format!("redis-benchmark::{mode:?}"), move || benchmark(mode)));
     }
-    trials.push(Trial::test("redis-get-by-one-client-is-faster", faster));
     for mode in [Mode::Both, Mode::ServerOnly, Mode::ClientOnly] {
         // Ignored is not forgotten: `cargo xtask test` counts it as skipped, and in CI as failed.
         let trial = Trial::test(format!("redis-verified-by-the-tracer::{mode:?}"), move || verified(mode));
@@ -158,30 +153,6 @@ fn benchmark(mode: Mode) -> Result<(), Failed> {
             )
             .into());
         }
-    }
-    Ok(())
-}
-
-/// Two servers side by side, asked in turn: the medians of the rounds are compared.
-fn faster() -> Result<(), Failed> {
-    let (plain, preloaded) = (Server::start(Mode::Plain)?, Server::start(Mode::Both)?);
-    let mut measured = [Vec::new(), Vec::new()];
-    for _ in 0..ROUNDS {
-        for (server, mode, into) in [(&plain, Mode::Plain, 0), (&preloaded, Mode::Both, 1)] {
-            let mut command = benchmark_command(mode, &server.socket(), "get", 1, 1, 20_000);
-            let ended = Process::start(&mut command)?.finish(Instant::now() + DEADLINE);
-            let rate = rates(&ended.stdout).first().map(|(_, rate)| *rate).ok_or_else(|| ended.all())?;
-            measured.get_mut(into).ok_or("two kinds")?.push(rate);
-        }
-    }
-    let [plain, preloaded] = measured.map(|mut rates| {
-        rates.sort_by(f64::total_cmp);
-        rates
-    });
-    let ratio = preloaded.get(ROUNDS / 2).ok_or("rounds")? / plain.get(ROUNDS / 2).ok_or("rounds")?;
-    println!("redis GET, one client: {ratio:.2} times plain (plain {plain:.0?}, preloaded {preloaded:.0?})");
-    if ratio < FASTER {
-        return Err(format!("not faster: {ratio:.2}; plain {plain:.0?}, preloaded {preloaded:.0?}").into());
     }
     Ok(())
 }

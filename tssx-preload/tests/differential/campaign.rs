@@ -281,13 +281,13 @@ impl Campaign {
     }
 }
 
-/// A mode's share of generated programs, of nine.
+/// A mode's share of generated programs, of ten.
 fn share(mode: Mode) -> u64 {
     match mode {
         Mode::Plain | Mode::Disabled => 0,
         Mode::Both => 3,
         Mode::BothAtOnce | Mode::BothAsleep => 2,
-        Mode::ServerOnly | Mode::ClientOnly => 1,
+        Mode::BothSpinning | Mode::ServerOnly | Mode::ClientOnly => 1,
     }
 }
 

@@ -187,8 +187,10 @@ static void stream(int server, int fd, long count) {
         for (done = 0; done < count; done++, judge())
             if (write(fd, room, SIZE) != SIZE) wrong("a message was not sent whole");
     } else {
+        // No byte of what follows the stream.
         for (have = 0; have < count * SIZE; judge()) {
-            ssize_t got = read(fd, room, sizeof room);
+            long rest = count * SIZE - have;
+            ssize_t got = read(fd, room, rest < STREAM_ROOM ? rest : STREAM_ROOM);
             if (got <= 0) wrong("nothing was received");
             have += got;
             done = have / SIZE;
