@@ -2,13 +2,14 @@
 //!
 //! Every measurement starts its server and client anew for each round, plain and preloaded in turn. [`scenarios`] is the list of them;
 //! [`own`] runs our workloads, [`servers`] redis and PostgreSQL, [`idle`] the connections on which nothing is said. [`limits`] is what this
-//! machine can do at best. [`report`] makes the table and the file of every round, [`against`] holds two files
+//! machine can do at best. [`report`] makes the table and the file of every round, [`plot`] the picture, [`against`] holds two files
 //! against each other.
 
 mod against;
 mod idle;
 mod limits;
 mod own;
+mod plot;
 mod report;
 mod scenarios;
 mod servers;
@@ -52,6 +53,9 @@ pub(crate) struct Options {
     /// Write every round as JSON to this file
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write a plot of ratio against message size to this file
+    #[arg(long)]
+    svg: Option<PathBuf>,
     /// Hold the results against those of an earlier `--json`; fails if one is worse and the spreads do not overlap
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
@@ -98,6 +102,10 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     print!("{}", report.table());
     if let Some(file) = &options.json {
         report.write(file)?;
+    }
+    if let Some(file) = &options.svg {
+        let svg = plot::plot(&report.rows)?;
+        std::fs::write(file, svg).with_context(|| format!("cannot write {}", file.display()))?;
     }
     match earlier {
         Some(earlier) => against::hold(&earlier, &report),
