@@ -15,7 +15,8 @@ use nix::unistd::geteuid;
 use serde_json::Value;
 
 use crate::build::{self, Artefacts};
-use crate::measure::{Comparison, Running, client, workload};
+use crate::comparison::{Comparison, Row, measure};
+use crate::measure::{Running, client, workload};
 use crate::{paths, run, setup};
 
 /// Longest that one command of the tracer may take.
@@ -66,9 +67,9 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
     println!("discovered   {discovered}");
     println!("suggested    {suggested}");
     let (least, most) = speed.spread();
-    println!("speed-up     {:.2} times plain (rounds {least:.2} to {most:.2}), 64-byte round trips", speed.ratio());
+    println!("speed-up     {:.2} times plain (rounds {least:.2} to {most:.2}), 64-byte round trips", speed.result());
     println!("verified     {:.2} % of the bytes went through shared memory", hit_rate * 100.0);
-    ensure!(speed.ratio() > 1.0, "preloaded is not faster than plain");
+    ensure!(speed.result() > 1.0, "preloaded is not faster than plain");
     Ok(())
 }
 
@@ -95,14 +96,17 @@ impl Stage {
     /// Plain and accelerated rounds in turn, both ends new for each.
     fn measure(&self, rounds: usize) -> Result<Comparison> {
         println!("$ {}", run::shown(&self.sourced(&self.program("echo-client", 0)?)));
-        let comparison = Comparison::measure("echo", "round trips/s", rounds, |preloaded| {
+        let row = Row { name: "echo".to_owned(), unit: "round trips/s".to_owned(), ..Row::default() };
+        let measured = measure(&[row], rounds, |preloaded| {
             let _server = self.server(preloaded)?;
             let result = client(&mut self.with(preloaded, self.program("echo-client", 0)?));
             // The path must be free for the next server.
             std::fs::remove_file(&self.socket)?;
             result
         })?;
-        for (plain, preloaded) in comparison.plain.iter().zip(&comparison.preloaded) {
+        let comparison = measured.into_iter().next().context("one line was measured")?;
+        for round in &comparison.rounds {
+            let (plain, preloaded) = (round.plain.value, round.preloaded.value);
             println!("plain {plain:>12.0} round trips/s    preloaded {preloaded:>12.0} round trips/s    {:.2}×", preloaded / plain);
         }
         Ok(comparison)
@@ -135,7 +139,7 @@ impl Stage {
 
     fn program(&self, name: &str, cpu: usize) -> Result<Command> {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        workload(name, &self.socket, (cpu < cpus).then_some(cpu))
+        workload(name, &self.socket, [cpu].get(..usize::from(cpu < cpus)).unwrap_or_default())
     }
 
     fn with(&self, preloaded: bool, command: Command) -> Command {
