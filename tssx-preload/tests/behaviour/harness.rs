@@ -22,6 +22,9 @@ use crate::role::{Role, SOCKET};
 /// Longest that both ends of a case may take. Only a hanging case ever takes that long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
 
+/// Plays of one case until its ends have met.
+const PLAYS: usize = 4;
+
 /// One case: what each end does.
 pub(crate) struct Case {
     /// What is observed, as a sentence without blanks.
@@ -62,9 +65,17 @@ pub(crate) fn trials(case: &'static Case) -> Vec<Trial> {
     let others = PRELOADED.into_iter().map(move |mode| {
         Trial::test(format!("{}::{mode:?}", case.name), move || {
             let oracle = plain_once(case)?;
-            let run = play(case, mode)?;
-            same(&oracle.transcript, &run.transcript)?;
-            proven(case.expect, mode, &run.counted)
+            let mut missed = Ok(());
+            for _ in 0..PLAYS {
+                let run = play(case, mode)?;
+                same(&oracle.transcript, &run.transcript)?;
+                proven(case.expect, mode, &run.counted)?;
+                if !has_missed(case.expect, mode, &run.counted) {
+                    return Ok(());
+                }
+                missed = Err(format!("in {PLAYS} plays the ends never met: no byte went through a ring: {:?}", run.counted).into());
+            }
+            missed
         })
     });
     std::iter::once(plain).chain(others).collect()
@@ -96,6 +107,17 @@ fn plain(case: &'static Case) -> Result<Run, Failed> {
     Ok(run)
 }
 
+/// Whether the ends did not meet in time, and that alone is why nothing was accelerated: the library gives them a few moments for it, in
+/// which a loaded machine may not let both run. What the program saw is held against the kernel all the same.
+fn has_missed(expect: Expect, mode: Mode, counted: &[Option<Counted>; 2]) -> bool {
+    let only = 1 << Reason::PeerNotReady as u32 | 1 << Reason::TooFewOperations as u32;
+    let ring_bytes: u64 = counted.iter().flatten().map(|one| one.ring_bytes).sum();
+    expect == Expect::Accelerated
+        && mode.may_accelerate()
+        && ring_bytes == 0
+        && counted.iter().flatten().all(|one| one.selected > 0 && one.reasons & !only == 0)
+}
+
 fn proven(expect: Expect, mode: Mode, counted: &[Option<Counted>; 2]) -> Result<(), Failed> {
     let all: Vec<_> = counted.iter().flatten().collect();
     let ring_bytes: u64 = all.iter().map(|one| one.ring_bytes).sum();
@@ -104,7 +126,9 @@ fn proven(expect: Expect, mode: Mode, counted: &[Option<Counted>; 2]) -> Result<
         return if ring_bytes == 0 { Ok(()) } else { Err(format!("{mode:?}: bytes in rings without a peer: {counted:?}").into()) };
     }
     match expect {
-        Expect::Accelerated if ring_bytes == 0 => Err(format!("not accelerated: no byte went through a ring: {counted:?}").into()),
+        Expect::Accelerated if ring_bytes == 0 && !has_missed(expect, mode, counted) => {
+            Err(format!("not accelerated: no byte went through a ring: {counted:?}").into())
+        }
         Expect::NeverUpgraded if mode != Mode::BothAtOnce => {
             let segments: u64 = all.iter().map(|one| one.segments + one.accelerated).sum();
             match (selected, segments + ring_bytes) {

@@ -197,6 +197,7 @@ fn play(survivor: &mut Survivor, library: Option<&Path>, directory: &Path, seed:
     let mut victim = command.spawn().with_context(|| format!("cannot start `{}`", run::shown(&command)))?;
     let result = (|| {
         ensure!(survivor.hear("that it is connected")? == survivor::CONNECTED, "the survivor failed; what it said is above");
+        record.await_connection()?;
         let target = if plan.kind.is_family() { forked_id(&mut victim)? } else { victim.id() };
         wait(Duration::from_micros(plan.delay_us));
         let killed = now()?;

@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+use super::PATIENCE;
 
 const WORD: u64 = size_of::<u64>() as u64;
 
-/// Two numbers: bytes that were about to be sent, and bytes that were accepted.
+/// Two numbers: bytes that were about to be sent, and bytes that were accepted. Behind them, whether the victim has its connection.
 pub(super) struct Record(File);
 
 impl Record {
@@ -18,6 +21,7 @@ impl Record {
         let record = Self(open.context("cannot make a record")?);
         record.attempts(0)?;
         record.accepted(0)?;
+        record.0.write_all_at(&[0], 2 * WORD)?;
         Ok(record)
     }
 
@@ -31,6 +35,23 @@ impl Record {
 
     pub(super) fn accepted(&self, bytes: u64) -> Result<()> {
         Ok(self.0.write_all_at(&bytes.to_le_bytes(), WORD)?)
+    }
+
+    /// The victim has its connection. One that dies before `accept` resets it, with or without the library.
+    pub(super) fn connected(&self) -> Result<()> {
+        Ok(self.0.write_all_at(&[1], 2 * WORD)?)
+    }
+
+    /// Waits for that, as long as the patience lasts.
+    pub(super) fn await_connection(&self) -> Result<()> {
+        let start = Instant::now();
+        let mut connected = [0];
+        while connected == [0] {
+            ensure!(start.elapsed() < PATIENCE, "the victim does not get its connection");
+            self.0.read_exact_at(&mut connected, 2 * WORD)?;
+            std::hint::spin_loop();
+        }
+        Ok(())
     }
 
     /// Attempted and accepted.

@@ -37,6 +37,7 @@ pub(crate) fn die(options: &EndOptions) -> Result<()> {
     } else {
         UnixListener::bind(&socket)?.accept()?.0
     };
+    record.connected()?;
     if plan.kind.is_family() {
         warm_up(&stream, true)?;
     }
