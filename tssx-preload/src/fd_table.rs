@@ -7,8 +7,8 @@
 #![allow(unsafe_code, reason = "follows entries to never-unmapped objects")]
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use core::sync::atomic::{AtomicPtr, AtomicUsize};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
 
 use crate::endpoint::Endpoint;
 use crate::memory::{self, ZeroInit};
@@ -36,6 +36,9 @@ struct Chunk([AtomicUsize; CHUNK]);
 unsafe impl ZeroInit for Chunk {}
 
 static TABLE: [AtomicPtr<Chunk>; CHUNKS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; CHUNKS];
+
+/// Whether there ever was a stream.
+static STREAMS: AtomicBool = AtomicBool::new(false);
 
 /// One past the highest chunk that was ever made.
 static CHUNKS_USED: AtomicUsize = AtomicUsize::new(0);
@@ -99,6 +102,18 @@ fn word(fd: c_int) -> usize {
     }
 }
 
+/// Whether a descriptor has an entry: all that a call on one of the others costs.
+#[inline]
+pub(crate) fn is_ours(fd: c_int) -> bool {
+    word(fd) != 0
+}
+
+/// Whether any descriptor was a selected stream ever. Until then no wait concerns us.
+#[inline]
+pub(crate) fn has_streams() -> bool {
+    STREAMS.load(Acquire)
+}
+
 /// The entry of a descriptor.
 pub(crate) fn get(fd: c_int) -> Option<Entry> {
     Entry::decode(word(fd))
@@ -152,6 +167,9 @@ pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> 
         };
     }
     CHUNKS_USED.fetch_max((index >> CHUNK_BITS) + 1, AcqRel);
+    if matches!(entry, Some(Entry::Stream(_))) {
+        STREAMS.store(true, Release);
+    }
     // SAFETY: a chunk, once there, is never unmapped.
     let chunk = unsafe { chunk.as_ref().ok_or(())? };
     let cell = chunk.0.get(index & (CHUNK - 1)).ok_or(())?;

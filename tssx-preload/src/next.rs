@@ -9,8 +9,8 @@
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::marker::PhantomData;
-use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU8};
 
 use libc::{
     epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t, pollfd, sigset_t, size_t, sockaddr, socklen_t, ssize_t,
@@ -53,6 +53,26 @@ impl<F: Copy> Next<F> {
         self.address.store(address, Release);
         address
     }
+}
+
+/// Whether libc has never started a second thread: its own word for it (sys/single_threaded.h, glibc 2.32), which stays true only as long as that
+/// holds for certain.
+#[inline]
+pub(crate) fn is_single_threaded() -> bool {
+    static WORD: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+    /// What stands for it in an older libc.
+    static NO: AtomicU8 = AtomicU8::new(0);
+    let mut word = WORD.load(Acquire);
+    if word.is_null() {
+        // SAFETY: a valid C string.
+        word = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__libc_single_threaded".as_ptr()) }.cast();
+        if word.is_null() {
+            word = NO.as_ptr();
+        }
+        WORD.store(word, Release);
+    }
+    // SAFETY: libc's `char`, or our own byte; only ever written by libc, from the one thread that there is.
+    unsafe { word.read_volatile() != 0 }
 }
 
 /// Declares the statics and, for each, a function of the same shape that calls it, answering ENOSYS where it is missing.
@@ -118,6 +138,7 @@ next! {
     epoll_create = EPOLL_CREATE(size: c_int) -> c_int, -1;
     epoll_create1 = EPOLL_CREATE1(flags: c_int) -> c_int, -1;
     epoll_ctl = EPOLL_CTL(epoll: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int, -1;
+    epoll_wait = EPOLL_WAIT(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: c_int) -> c_int, -1;
     epoll_pwait = EPOLL_PWAIT(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: c_int, mask: *const sigset_t) -> c_int, -1;
     epoll_pwait2 = EPOLL_PWAIT2(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int, -1;
 

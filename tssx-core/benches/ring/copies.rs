@@ -1,10 +1,12 @@
 //! Ways to copy a large message into a ring whose memory the other CPU has read, and reads next.
 
+#![allow(unsafe_code, reason = "copies between threads")]
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use crate::support::{Group, race};
+use crate::support::{Group, Variant, race};
 
 const SIZES: [usize; 3] = [4096, 65_536, 1 << 20];
 /// Bytes copied in one round.
@@ -48,7 +50,7 @@ unsafe fn streaming(to: *mut u8, from: *const u8, length: usize) {
 }
 
 pub(crate) fn copies() -> Group {
-    let mut variants: Vec<(String, Box<dyn Fn() -> f64>)> = Vec::new();
+    let mut variants: Vec<Variant> = Vec::new();
     for size in SIZES {
         let mut add = |name: &str, copy: Copy| {
             variants.push((format!("{size} bytes, {name}"), Box::new(move || through_ring(size, copy))));

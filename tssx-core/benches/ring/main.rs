@@ -9,8 +9,6 @@
 //! Absolute figures vary from run to run with where the host puts the two CPUs (raw ping-pong says how far apart they are); ratios of
 //! one run do not.
 
-#![allow(unsafe_code, reason = "copies through the ring's interface, pins threads")]
-
 mod copies;
 mod limits;
 mod rings;
@@ -18,10 +16,13 @@ mod support;
 
 use support::Group;
 
+/// What is measured, and how.
+type Measurement = (&'static str, fn() -> Group);
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-    let groups: [(&str, fn() -> Group); 5] = [
+    let groups: [Measurement; 5] = [
         ("limits of the machine", limits::limits),
         ("round trip: what was seen of the other's position is believed", rings::round_trips),
         ("one way: what was seen of the other's position is believed", rings::streams),

@@ -1,5 +1,7 @@
 //! Rings between two threads, each with a mapping of its own, as two processes have.
 
+#![allow(unsafe_code, reason = "copies through the ring's interface")]
+
 use std::time::{Duration, Instant};
 
 use tssx_core::ring::consumer::{Consumer, SeenTail};
@@ -7,7 +9,7 @@ use tssx_core::ring::producer::{Producer, SeenHead};
 use tssx_core::segment::Segment;
 use tssx_core::{doorbell, sys};
 
-use crate::support::{Group, race};
+use crate::support::{Group, Variant, race};
 
 const COUNT: u64 = 200_000;
 const SIZE: usize = 64;
@@ -148,8 +150,6 @@ fn stream(looks: Looks) -> f64 {
     };
     race(COUNT, own, other)
 }
-
-type Variant = (String, Box<dyn Fn() -> f64>);
 
 fn variants(measure: fn(Looks) -> f64, rest: Duration) -> Group {
     let chosen = Looks { rest, ..CHOSEN };

@@ -1,5 +1,7 @@
 //! Two pinned threads, rounds that alternate, medians.
 
+#![allow(unsafe_code, reason = "pins threads")]
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,6 +11,9 @@ use std::time::Instant;
 /// Rounds of each variant.
 const ROUNDS: usize = 9;
 
+/// A variant: its name, and what measures it once.
+pub(crate) type Variant = (String, Box<dyn Fn() -> f64>);
+
 /// Variants of one thing, the chosen one first.
 pub(crate) struct Group {
     rows: Vec<(String, f64)>,
@@ -16,7 +21,7 @@ pub(crate) struct Group {
 
 impl Group {
     /// Measures each variant in turn, over and over: nanoseconds for each message.
-    pub(crate) fn measure(variants: Vec<(String, Box<dyn Fn() -> f64>)>) -> Self {
+    pub(crate) fn measure(variants: Vec<Variant>) -> Self {
         let mut all = vec![Vec::new(); variants.len()];
         for _ in 0..ROUNDS {
             for ((_, variant), figures) in variants.iter().zip(&mut all) {

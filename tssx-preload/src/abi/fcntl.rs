@@ -18,7 +18,16 @@ use crate::{fd_table, next};
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
     // SAFETY: the caller keeps fcntl(2)'s contract.
-    let result = unsafe { next::fcntl(fd, command, argument) };
+    let plain = || unsafe { next::fcntl(fd, command, argument) };
+    // All the others tell or change nothing that is kept here.
+    if !matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC | libc::F_SETFL) {
+        return plain();
+    }
+    noted_fcntl(fd, command, argument, plain())
+}
+
+#[inline(never)]
+fn noted_fcntl(fd: c_int, command: c_int, argument: c_ulong, result: c_int) -> c_int {
     match command {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => descriptors::copied(fd, result),
         libc::F_SETFL if result == 0 && fd_table::stream(fd).is_some() => {

@@ -15,6 +15,7 @@ use crate::{fd_table, next};
 ///
 /// # Safety
 /// As recv(2).
+#[inline(never)]
 pub(super) unsafe fn receive_into(
     fd: c_int,
     buffer: *mut c_void,
@@ -30,6 +31,7 @@ pub(super) unsafe fn receive_into(
 ///
 /// # Safety
 /// As send(2).
+#[inline(never)]
 pub(super) unsafe fn send_from(
     fd: c_int,
     buffer: *const c_void,
@@ -89,6 +91,7 @@ pub(crate) unsafe extern "C" fn writev(fd: c_int, parts: *const iovec, count: c_
     unsafe { write_parts(fd, parts, count, 0, plain) }
 }
 
+#[inline(never)]
 unsafe fn read_parts(fd: c_int, parts: *const iovec, count: c_int, flags: c_int, plain: impl Fn() -> ssize_t) -> ssize_t {
     let Ok(count) = usize::try_from(count) else { return errno::bytes(Err(Errno(libc::EINVAL))) };
     // SAFETY: the caller's.
@@ -96,6 +99,7 @@ unsafe fn read_parts(fd: c_int, parts: *const iovec, count: c_int, flags: c_int,
     errno::bytes(parts.and_then(|parts| receive::receive(fd, &parts, flags, core::ptr::null_mut(), plain)))
 }
 
+#[inline(never)]
 unsafe fn write_parts(fd: c_int, parts: *const iovec, count: c_int, flags: c_int, plain: impl Fn() -> ssize_t) -> ssize_t {
     let Ok(count) = usize::try_from(count) else { return errno::bytes(Err(Errno(libc::EINVAL))) };
     // SAFETY: the caller's.

@@ -13,6 +13,7 @@ macro_rules! same_signature {
 mod aio;
 mod close;
 mod connection;
+mod epoll;
 mod exec;
 mod fcntl;
 mod io;

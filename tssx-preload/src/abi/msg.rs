@@ -34,6 +34,7 @@ pub(crate) unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, count: size
 ///
 /// # Safety
 /// As recv(2).
+#[inline(never)]
 unsafe fn recv_with(
     fd: c_int,
     buffer: *mut c_void,

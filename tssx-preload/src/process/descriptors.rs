@@ -102,8 +102,15 @@ pub(crate) fn appeared(fd: c_int) {
 }
 
 /// close(2).
+#[inline]
 pub(crate) fn close(fd: c_int) -> c_int {
-    if fd_table::get(fd).is_none() || process::is_borrowed() {
+    // SAFETY: no pointers.
+    if fd_table::is_ours(fd) { close_ours_at(fd) } else { unsafe { next::close(fd) } }
+}
+
+#[inline(never)]
+fn close_ours_at(fd: c_int) -> c_int {
+    if process::is_borrowed() {
         // SAFETY: no pointers.
         return unsafe { next::close(fd) };
     }
@@ -129,8 +136,16 @@ pub(crate) fn close_ours(first: u32, last: u32) {
 }
 
 /// After dup(2) or F_DUPFD.
+#[inline]
 pub(crate) fn copied(fd: c_int, copy: c_int) {
-    if copy >= 0 && (fd_table::get(fd).is_some() || fd_table::get(copy).is_some()) && !lent(fd) {
+    if copy >= 0 && (fd_table::is_ours(fd) || fd_table::is_ours(copy)) {
+        ours_copied(fd, copy);
+    }
+}
+
+#[inline(never)]
+fn ours_copied(fd: c_int, copy: c_int) {
+    if !lent(fd) {
         let _gate = process::enter_gate();
         duplicated(fd, copy);
     }

@@ -2,6 +2,9 @@
 
 /// Sorted, relative to the root of the workspace.
 pub(super) const UNSAFE_FILES: &[&str] = &[
+    "tssx-core/benches/ring/copies.rs",
+    "tssx-core/benches/ring/rings.rs",
+    "tssx-core/benches/ring/support.rs",
     "tssx-core/src/clock.rs",
     "tssx-core/src/ledger/slots.rs",
     "tssx-core/src/ledger/view.rs",
@@ -27,6 +30,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-preload/src/abi/aio.rs",
     "tssx-preload/src/abi/close.rs",
     "tssx-preload/src/abi/connection.rs",
+    "tssx-preload/src/abi/epoll.rs",
     "tssx-preload/src/abi/exec.rs",
     "tssx-preload/src/abi/fcntl.rs",
     "tssx-preload/src/abi/io.rs",
