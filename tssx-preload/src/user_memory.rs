@@ -20,12 +20,15 @@ const LOWEST: usize = PAGE;
 /// First address that is not user space on x86-64 (TASK_SIZE_MAX with 47 bits) and arm64 (48 bits). Where a CPU has more bits, a
 /// program gets higher addresses only if it asks for them, and such are asked about one by one.
 const HIGHEST: usize = if cfg!(target_arch = "x86_64") { (1 << 47) - PAGE } else { 1 << 48 };
-/// Pages that are remembered. Two that share a place only cost each other questions.
+/// Pages that are remembered. Those that share a place only cost each other questions.
 const PLACES: usize = 2048;
+/// Pages that a place remembers, the last one first.
+const WAYS: usize = 2;
 /// Bits of an entry behind the page's number: an epoch, and whether the page can be written.
 const EPOCH_BITS: u32 = 27;
+const EPOCH_MASK: u64 = (1 << EPOCH_BITS) - 1;
 
-static PAGES: [AtomicU64; PLACES] = [const { AtomicU64::new(0) }; PLACES];
+static PAGES: [[AtomicU64; WAYS]; PLACES / WAYS] = [const { [const { AtomicU64::new(0) }; WAYS] }; PLACES / WAYS];
 /// Raised whenever what was found out may have become wrong. Entries of zero are of no epoch.
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
@@ -38,16 +41,23 @@ pub(crate) enum Access {
 
 /// The entry of a page that can be accessed.
 fn entry(page: usize, access: Access) -> u64 {
-    let epoch = EPOCH.load(Relaxed) & ((1 << EPOCH_BITS) - 1);
+    let epoch = EPOCH.load(Relaxed) & EPOCH_MASK;
     (page as u64) << (EPOCH_BITS + 1) | epoch << 1 | u64::from(access == Access::Write)
+}
+
+/// Where a page is remembered. Allocators put buffers at equal distances, large powers of two among them: a multiplication spreads those.
+#[inline]
+fn place(page: usize) -> &'static [AtomicU64; WAYS] {
+    const BITS: u32 = (PLACES / WAYS).trailing_zeros();
+    let hash = (page as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - BITS);
+    &PAGES[usize::try_from(hash).unwrap_or(0) % (PLACES / WAYS)]
 }
 
 #[inline]
 fn is_known(page: usize, access: Access) -> bool {
     let wanted = entry(page, access);
-    let found = PAGES.get(page % PLACES).map_or(0, |place| place.load(Relaxed));
     // A page that can be written can be read.
-    found == wanted || found == wanted | 1
+    place(page).iter().map(|way| way.load(Relaxed)).any(|found| found == wanted || found == wanted | 1)
 }
 
 /// How many of the `length` bytes at `address` can be accessed, from the first on.
@@ -100,9 +110,13 @@ fn walk(address: usize, length: usize, access: Access) -> usize {
 }
 
 fn remember(page: usize, access: Access) {
-    if let Some(place) = PAGES.get(page % PLACES) {
-        place.store(entry(page, access), Relaxed);
+    let ([last, before], fresh) = (place(page), entry(page, access));
+    let found = last.load(Relaxed);
+    // The same page for less, or an answer that has become wrong, is not worth a way.
+    if found | 1 != fresh | 1 && found & (EPOCH_MASK << 1) == fresh & (EPOCH_MASK << 1) {
+        before.store(found, Relaxed);
     }
+    last.store(fresh, Relaxed);
 }
 
 /// Asks the kernel for the pages from `page` to before `behind`: the first that cannot be accessed, or `behind`.
