@@ -233,6 +233,7 @@ impl Endpoint {
         let (base, capacity) = segment.into_parts();
         self.capacity.store(capacity, Relaxed);
         self.segment.store(base, Release);
+        self.watchers.concern();
     }
 
     /// A send has found less room than it wanted, or may find that unseen: room is news then for whoever waits for the edge.

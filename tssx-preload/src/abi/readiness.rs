@@ -317,7 +317,7 @@ unsafe fn wait_on<'a>(
     let set = fd_table::epoll(epoll_fd)?;
     let count = usize::try_from(count).ok().filter(|count| *count > 0)?;
     let (room, bytes) = (events.addr(), count.saturating_mul(size_of::<epoll_event>()));
-    if count > ARRAY_MAX || user_memory::is_beyond(room.saturating_add(bytes)) || !epoll::concerns_us(set) {
+    if count > ARRAY_MAX || user_memory::is_beyond(room.saturating_add(bytes)) || !set.is_concerned() {
         return None;
     }
     if !user_memory::is_accessible(room, bytes, Access::Write) {
