@@ -11,7 +11,9 @@ use core::mem::{MaybeUninit, size_of};
 
 mod process;
 
-pub use process::{abort, become_stranger, exit_group, getpid, getppid, is_stranger, process_lives, rest, usable_cpus, yield_now};
+pub use process::{
+    abort, become_stranger, exit_group, getpid, getppid, is_stranger, limit, process_lives, rest, usable_cpus, yield_now,
+};
 
 /// An error number as the kernel returned it: positive, see errno(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,9 +98,7 @@ pub fn memfd_create(name: &CStr, flags: u32) -> Result<c_int> {
 /// # Errors
 /// As the man page; EFBIG beyond the limit.
 pub fn ftruncate(fd: c_int, length: usize) -> Result<()> {
-    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    let asked = [0, libc::RLIMIT_FSIZE as usize, 0, core::ptr::from_mut(&mut limit) as usize, 0, 0];
-    if call(libc::SYS_prlimit64, asked).is_ok() && limit.rlim_cur < length as u64 {
+    if limit(libc::RLIMIT_FSIZE).is_some_and(|limit| limit < length as u64) {
         return Err(Errno(libc::EFBIG));
     }
     call(libc::SYS_ftruncate, [fd_arg(fd), length, 0, 0, 0, 0]).map(drop)

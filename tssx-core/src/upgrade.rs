@@ -111,6 +111,12 @@ impl Schedule {
         (self.busy.swap(1, Acquire) == 0).then(|| Turn { schedule: self, decided: Cell::new(false) })
     }
 
+    /// Whether a step would open a mailbox, if anything.
+    #[must_use]
+    pub fn may_open(&self, slot: &Slot) -> bool {
+        slot.role.load(Relaxed) != ROLE_CONNECTOR && self.mailbox.load(Relaxed) == 0
+    }
+
     /// Gives the mailbox up for now: tries again at one of the next operations.
     pub fn postpone(&self, slot: &Slot) {
         self.forget_mailbox();

@@ -241,6 +241,7 @@ impl Endpoint {
         self.seen_tail.reset();
         self.capacity.store(capacity, Relaxed);
         self.segment.store(base, Release);
+        self.watchers.concern();
     }
 
     /// A send has found less room than it wanted, or may find that unseen: room is news then for whoever waits for the edge.

@@ -8,6 +8,14 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use super::{Errno, call, close, flag_arg, poll_now};
 
+/// The process's own limit of a resource, getrlimit(2).
+#[must_use]
+pub fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let asked = [0, resource as usize, 0, core::ptr::from_mut(&mut limit) as usize, 0, 0];
+    call(libc::SYS_prlimit64, asked).ok().map(|_| limit.rlim_cur)
+}
+
 /// getpid(2).
 #[must_use]
 pub fn getpid() -> u32 {

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "C entry points")]
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::Ordering::SeqCst;
 
 use libc::{epoll_event, sigset_t, timespec};
 
@@ -83,7 +83,7 @@ unsafe fn wait_on<'a>(
     let set = fd_table::epoll(epoll_fd)?;
     let count = usize::try_from(count).ok().filter(|count| *count > 0)?;
     let (room, bytes) = (events.addr(), count.saturating_mul(size_of::<epoll_event>()));
-    if count > ARRAY_MAX || user_memory::is_beyond(room.saturating_add(bytes)) || !epoll::concerns_us(set) {
+    if count > ARRAY_MAX || user_memory::is_beyond(room.saturating_add(bytes)) || !set.is_concerned() {
         return None;
     }
     if !user_memory::is_accessible(room, bytes, Access::Write) {
@@ -127,8 +127,8 @@ pub(crate) unsafe extern "C" fn epoll_wait(epoll_fd: c_int, events: *mut epoll_e
         // SAFETY: the caller keeps epoll_wait(2)'s contract.
         return unsafe { next::epoll_wait(epoll_fd, events, count, timeout) };
     };
-    // No stream was ever in the set, and no other thread can add one meanwhile.
-    if set.used.load(Relaxed) == 0 && next::is_single_threaded() {
+    // No ring concerns the set, and no other thread can change that meanwhile.
+    if !set.is_concerned() && next::is_single_threaded() {
         // SAFETY: as above.
         return unsafe { next::epoll_wait(epoll_fd, events, count, timeout) };
     }
@@ -136,17 +136,17 @@ pub(crate) unsafe extern "C" fn epoll_wait(epoll_fd: c_int, events: *mut epoll_e
     unsafe { wait_watched(set, epoll_fd, events, count, timeout) }
 }
 
-/// epoll_wait(2), where a stream may be in the set or come there.
+/// epoll_wait(2), where a ring concerns the set or may come to do so.
 ///
 /// # Safety
 /// As epoll_wait(2).
 #[inline(never)]
 unsafe fn wait_watched(set: &'static EpollSet, epoll_fd: c_int, events: *mut epoll_event, count: c_int, timeout: c_int) -> c_int {
-    // One may be added meanwhile, and is found afterwards, because nobody waits.
-    if set.used.load(Relaxed) == 0 && timeout == 0 {
+    // One that does meanwhile is found afterwards, because nobody waits.
+    if !set.is_concerned() && timeout == 0 {
         // SAFETY: the caller's.
         let found = unsafe { next::epoll_wait(epoll_fd, events, count, timeout) };
-        if found <= 0 || set.used.load(Relaxed) == 0 {
+        if found <= 0 || !set.is_concerned() {
             return found;
         }
         // SAFETY: as above.

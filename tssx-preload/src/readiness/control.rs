@@ -10,8 +10,9 @@ use tssx_core::reason::Reason;
 use tssx_core::sys;
 
 use super::edge::{EDGE, NOTHING_REPORTED};
-use super::interest::{EpollSet, Open, Watch};
-use super::{epoll, oneshot, pending, state};
+use super::interest::{EpollSet, Open};
+use super::records::Watch;
+use super::{epoll, oneshot, pending, scan, state};
 use crate::endpoint::{Endpoint, Way, lock_stream};
 use crate::fd_table::{self, Entry};
 use crate::init;
@@ -37,13 +38,13 @@ impl Noted {
         let before = remove(set, &mut open, fd, endpoint);
         let Some(event) = event else { return Self { set, fd, endpoint, before, kept: true } };
         let watch = record(fd, endpoint, event);
-        set.used.store(1, Relaxed);
         if oneshot::is_one(&watch) || watch.events & EDGE != 0 {
             set.once.store(1, Relaxed);
             // The kernel's first event of the record is asked for before the rings, or it would come once more behind theirs.
             set.kernel_first.store(1, Relaxed);
         }
-        let kept = endpoint.watchers.insert(set) && open.add(watch);
+        let kept = endpoint.watchers.insert(set) && open.insert(watch);
+        set.concern_with(endpoint);
         Self { set, fd, endpoint, before, kept }
     }
 
@@ -52,7 +53,7 @@ impl Noted {
         let mut open = self.set.open();
         remove(self.set, &mut open, self.fd, self.endpoint);
         if let Some(before) = self.before {
-            let _ = self.endpoint.watchers.insert(self.set) && open.add(before);
+            let _ = self.endpoint.watchers.insert(self.set) && open.insert(before);
         }
     }
 }
@@ -60,8 +61,8 @@ impl Noted {
 /// Takes the record of a stream out, if there is one. Not one of the same number whose descriptor was closed while a duplicate lives: that
 /// is in the set still.
 fn remove(set: &EpollSet, open: &mut Open<'_>, fd: c_int, endpoint: &'static Endpoint) -> Option<Watch> {
-    let index = open.all().iter().position(|watch| watch.fd == fd && core::ptr::eq(watch.endpoint, endpoint))?;
-    let watch = open.all().get(index).copied()?;
+    let index = open.find(fd, endpoint)?;
+    let watch = open.get(index).copied()?;
     open.remove_at(index);
     watch.endpoint.watchers.remove(set);
     Some(watch)
@@ -73,11 +74,10 @@ fn record(fd: c_int, endpoint: &'static Endpoint, event: epoll_event) -> Watch {
         events: event.events,
         data: event.u64,
         endpoint,
-        active: false,
+        reported_by: 0,
         armed: true,
         nudged: false,
         echo: false,
-        idle_waits: 0,
         told: 0,
         reported: NOTHING_REPORTED,
         ends: 0,
@@ -123,19 +123,19 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
     if !noted.kept {
         recall::wind_down(fd, Reason::EpollMode);
     } else if adds && (known.is_none() || set.sleepers.load(SeqCst) > 0 || set.plain_sleepers.load(SeqCst) > 0) {
-        wake_sleepers(set, epoll, fd);
+        wake_sleepers(set, epoll, fd, endpoint);
     }
 }
 
 /// A thread that is asleep in the set learns of what the kernel has queued, but not of bytes that are in the ring already, or of its
 /// room while the kernel's socket has none.
-fn wake_sleepers(set: &'static EpollSet, epoll: c_int, fd: c_int) {
+fn wake_sleepers(set: &'static EpollSet, epoll: c_int, fd: c_int, endpoint: &'static Endpoint) {
     let mut open = set.open();
-    let index = open.find(fd);
-    let Some(watch) = index.and_then(|index| open.all().get_mut(index)) else { return };
+    let index = open.find(fd, endpoint);
+    let Some(watch) = index.and_then(|index| open.get(index)) else { return };
     // What the kernel sees has woken it already.
     let asked = epoll::low_bits(watch.events);
-    if epoll::ready_events(watch) == 0 || sys::poll_now(fd, asked).is_ok_and(|seen| seen != 0) {
+    if scan::ready_events(watch) == 0 || sys::poll_now(fd, asked).is_ok_and(|seen| seen != 0) {
         return;
     }
     watch.nudged = true;
@@ -187,6 +187,7 @@ pub(super) fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
     }
     let set = EpollSet::create()?;
     set.attach();
+    set.number.store(epoll, Relaxed);
     match fd_table::set(epoll, Some(Entry::Epoll(set))) {
         Ok(previous) => {
             descriptors::retire(epoll, previous, descriptors::Cause::Stale);
@@ -199,11 +200,9 @@ pub(super) fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
 /// The set at `inner` is waited for through another set, where we do not look: its streams stay with the kernel.
 fn nested(inner: c_int) {
     let Some(set) = fd_table::epoll(inner) else { return };
-    let mut index = 0;
-    loop {
-        let watch = set.open().all().get(index).copied();
-        let Some(watch) = watch else { return };
+    let mut from = 0;
+    while let Some((index, watch)) = set.record_from(from) {
         recall::wind_down(watch.fd, Reason::EpollMode);
-        index += 1;
+        from = index + 1;
     }
 }

@@ -11,7 +11,8 @@ use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover};
 
 use super::epoll::{self, READABLE, WRITABLE};
-use super::interest::{EpollSet, Watch};
+use super::interest::EpollSet;
+use super::records::Watch;
 use crate::endpoint::Locked;
 
 /// No arrival and no room was reported yet.

@@ -1,20 +1,25 @@
 //! What we note about an epoll instance: the selected streams in it, and which of them were active lately.
 //!
-//! Only *active* streams are looked at in user space. A stream becomes active when it is added or changed, and when the
-//! kernel reports it; it stops being active when a wait finds its ring empty and leaves it to the kernel, announced as
-//! asleep. So the cost of a wait grows with the active streams. The invariant, kept under the set's lock: a stream in
-//! a ring that is not active has a watcher announced, or a doorbell in its kernel queue. Whoever takes a doorbell of a
-//! watched stream announces a watcher again ([`Watchers::any`]), so the invariant holds for threads that read beside a wait.
+//! Only *active* streams are looked at in user space ([`super::scan`]). A stream becomes active when it is added or changed, and when the
+//! kernel reports it; it stops being active when it has been silent for long ([`super::sleep`]), and is left to the kernel then. So the cost
+//! of a wait grows with the active streams. The invariant: a stream in a ring that is not active has a watcher announced, or a doorbell in
+//! its kernel queue. It holds because
+//!
+//! - a record is made inactive with the stream's receiving lock held since a watcher was announced and the ring was seen empty, so that
+//!   nobody can have taken the doorbell of what came since;
+//! - only a producer that rings clears an announcement, or [`super::sleep::take_back`], which withdraws that of an active record, and of
+//!   one that no other set, thread or process can rely on;
+//! - whoever takes a doorbell of a watched stream announces a watcher again ([`Watchers::any`]), so threads may read beside a wait.
 
-#![allow(unsafe_code, reason = "keeps its records in mappings of its own")]
+#![allow(unsafe_code, reason = "keeps its records behind a lock of its own")]
 
 use core::cell::UnsafeCell;
-use core::ffi::c_int;
+use core::ops::{Deref, DerefMut};
+use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, fence};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, fence};
 
-use tssx_core::sys;
-
+use super::records::{Records, Watch};
 use crate::endpoint::Endpoint;
 use crate::memory::{Pool, Pooled, ZeroInit};
 use crate::process::held::{self, Held, Kind};
@@ -22,38 +27,6 @@ use crate::socket::wait::SpinBudget;
 
 /// Epoll sets one connection can be in.
 const WATCHERS_MAX: usize = 4;
-/// Records a set starts with.
-const RECORDS_MIN: usize = 64;
-
-/// One stream in a set.
-#[derive(Clone, Copy)]
-pub(crate) struct Watch {
-    pub(crate) fd: c_int,
-    pub(crate) events: u32,
-    pub(crate) data: u64,
-    pub(crate) endpoint: &'static Endpoint,
-    pub(crate) active: bool,
-    /// With EPOLLONESHOT: not reported since the program armed it.
-    pub(crate) armed: bool,
-    /// The kernel was asked to report it at once, for bytes that it does not know of ([`super::oneshot::nudge`]).
-    pub(crate) nudged: bool,
-    /// Edge-triggered: the kernel was told of the record anew after a nudge, and reports once more what was reported.
-    pub(crate) echo: bool,
-    /// Kernel waits in a row that brought this stream nothing.
-    pub(crate) idle_waits: u8,
-    /// Edge-triggered: the events that were reported last.
-    pub(crate) told: u32,
-    /// Edge-triggered: ring position up to which arrivals were reported; `u64::MAX` when none was.
-    pub(crate) reported: u64,
-    /// Edge-triggered: room was reported while it was a ring's. The send buffer's return makes the kernel report it once more.
-    pub(crate) room_in_ring: bool,
-    /// Edge-triggered: which ends of the stream had been announced when it was reported.
-    pub(crate) ends: u32,
-    /// Edge-triggered: how many sends had been refused when room was reported; `u64::MAX` when it was not.
-    pub(crate) refusals: u64,
-    /// Doorbells that had been taken when a kernel event of this stream was looked at last.
-    pub(crate) bells: u64,
-}
 
 /// What is noted about one epoll instance. Zero is an unused set.
 #[repr(C)]
@@ -64,33 +37,35 @@ pub(crate) struct EpollSet {
     pub(crate) sleepers: AtomicU32,
     /// Threads in a wait of the kernel's that began when no ring concerned the set; they look at what it says afterwards.
     pub(crate) plain_sleepers: AtomicU32,
-    /// 1 when a stream of the set lost its doorbell while its ring held bytes: the next wait looks at all streams.
-    pub(crate) attention: AtomicU32,
+    /// The stream that lost its doorbell while its ring held bytes, or is not what it was: the next wait looks at it. [`EVERY`]: there are
+    /// several.
+    attention: AtomicPtr<Endpoint>,
     /// 1 when rings filled the program's array while the kernel was due: it is asked before them next time.
     pub(crate) kernel_first: AtomicU32,
     /// 1 once a stream was added with EPOLLONESHOT or EPOLLET: what the kernel reports must be seen here, whether rings are concerned
     /// or not.
     pub(crate) once: AtomicU32,
-    /// 1 once a stream was added: until then a wait costs nothing here.
-    pub(crate) used: AtomicU32,
+    /// 1 once a stream of the set has had a segment: until then a wait costs nothing here.
+    concerned: AtomicU32,
+    /// The waits so far, which are numbered.
+    waits: AtomicU64,
+    /// A descriptor of the epoll instance, as far as is known.
+    pub(crate) number: AtomicI32,
     /// Tells the epoll instances apart that these notes are used for, one after the other.
     pub(crate) generation: AtomicU64,
     /// When the kernel was asked last, in ticks.
     pub(crate) asked: AtomicU64,
+    /// When a spin was in vain last, in ticks.
+    pub(crate) spun: AtomicU64,
+    /// [`Records::clock`] at the last sleep.
+    pub(super) slept: AtomicU32,
     pub(crate) spin: SpinBudget,
     records: UnsafeCell<Records>,
     link: AtomicPtr<EpollSet>,
 }
 
-/// A growable array in a mapping of its own.
-struct Records {
-    first: *mut Watch,
-    capacity: usize,
-    length: usize,
-    active: usize,
-    /// Changes whenever a record moves: a walk by index that sees it change begins again.
-    version: u64,
-}
+/// [`EpollSet::attention`] for more streams than one.
+const EVERY: *mut Endpoint = ptr::dangling_mut();
 
 // SAFETY: the records are only touched under the set's lock (`Open` proves it).
 unsafe impl Sync for EpollSet {}
@@ -108,7 +83,7 @@ static POOL: Pool<EpollSet> = Pool::new();
 /// A set, locked.
 pub(crate) struct Open<'a> {
     records: &'a mut Records,
-    _held: Held,
+    held: Held,
 }
 
 impl EpollSet {
@@ -119,10 +94,11 @@ impl EpollSet {
         set.descriptors.store(0, Relaxed);
         set.sleepers.store(0, Relaxed);
         set.plain_sleepers.store(0, Relaxed);
-        set.attention.store(0, Relaxed);
+        set.attention.store(ptr::null_mut(), Relaxed);
         set.kernel_first.store(0, Relaxed);
         set.once.store(0, Relaxed);
-        set.used.store(0, Relaxed);
+        set.concerned.store(0, Relaxed);
+        set.number.store(-1, Relaxed);
         set.asked.store(0, Relaxed);
         set.spin.reset();
         Some(set)
@@ -137,20 +113,27 @@ impl EpollSet {
     pub(crate) fn detach(&'static self) {
         if self.descriptors.fetch_sub(1, AcqRel) == 1 {
             let mut open = self.open();
-            while let Some(watch) = open.all().first().copied() {
-                open.remove_at(0);
+            let mut from = 0;
+            while let Some((index, watch)) = open.at_or_behind(from) {
                 watch.endpoint.watchers.remove(self);
+                open.remove_at(index);
+                from = index + 1;
             }
             drop(open);
             POOL.give(self);
         }
     }
 
+    /// A copy of the first record at or behind an index, for a walk that lets go of the set in between, and its index.
+    pub(crate) fn record_from(&'static self, index: usize) -> Option<(usize, Watch)> {
+        self.open().at_or_behind(index).map(|(index, watch)| (index, *watch))
+    }
+
     /// Locks the set.
     pub(crate) fn open(&'static self) -> Open<'static> {
         let held = held::acquire(&self.lock, Kind::Other);
         // SAFETY: the lock is held as long as the reference lives.
-        Open { records: unsafe { &mut *self.records.get() }, _held: held }
+        Open { records: unsafe { &mut *self.records.get() }, held }
     }
 
     /// In a forked child: whoever held the lock or slept does not exist here.
@@ -158,101 +141,68 @@ impl EpollSet {
         self.lock.store(0, Release);
         self.sleepers.store(0, Relaxed);
         self.plain_sleepers.store(0, Relaxed);
+        self.open_in_child().begin_again();
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "the only thread of a forked child")]
+    fn open_in_child(&self) -> &mut Records {
+        // SAFETY: no other thread is there that could use them.
+        unsafe { &mut *self.records.get() }
+    }
+
+    /// A number for a wait, higher than those before.
+    pub(crate) fn number_wait(&self) -> u64 {
+        self.waits.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Whether a stream of the set may be in a ring, now or later in a wait.
+    pub(crate) fn is_concerned(&self) -> bool {
+        self.concerned.load(Relaxed) != 0 || self.once.load(Relaxed) != 0
+    }
+
+    /// After a stream was added: its segment may be there. Whoever joins one stores it and then looks for sets, we have noted the set.
+    pub(crate) fn concern_with(&self, endpoint: &Endpoint) {
+        fence(SeqCst);
+        if endpoint.slot().is_some_and(|slot| endpoint.segment(slot).is_some()) {
+            self.concerned.store(1, Relaxed);
+        }
+    }
+
+    /// Looks at the streams that somebody took a doorbell of which a wait might rely on. Whether there were any.
+    pub(crate) fn heed(&'static self) -> bool {
+        if self.attention.load(Relaxed).is_null() {
+            return false;
+        }
+        let wanted = self.attention.swap(ptr::null_mut(), AcqRel);
+        let mut open = self.open();
+        if wanted == EVERY {
+            open.look_again_at_all();
+        } else {
+            open.look_again(wanted.cast_const());
+        }
+        !wanted.is_null()
+    }
+}
+
+impl Deref for Open<'_> {
+    type Target = Records;
+
+    fn deref(&self) -> &Records {
+        self.records
+    }
+}
+
+impl DerefMut for Open<'_> {
+    fn deref_mut(&mut self) -> &mut Records {
+        self.records
     }
 }
 
 impl Open<'_> {
-    /// All records; the active ones come first.
-    pub(crate) fn all(&mut self) -> &mut [Watch] {
-        if self.records.first.is_null() {
-            return &mut [];
-        }
-        // SAFETY: `length` records were written from `first` on.
-        unsafe { core::slice::from_raw_parts_mut(self.records.first, self.records.length) }
-    }
-
-    /// The active records.
-    pub(crate) fn active(&mut self) -> &mut [Watch] {
-        let active = self.records.active;
-        self.all().get_mut(..active).unwrap_or_default()
-    }
-
-    /// Changes whenever a record moves.
-    pub(crate) fn version(&self) -> u64 {
-        self.records.version
-    }
-
-    /// Index of the record of a descriptor.
-    pub(crate) fn find(&mut self, fd: c_int) -> Option<usize> {
-        self.all().iter().position(|watch| watch.fd == fd)
-    }
-
-    /// Adds a record, active. False when there is no memory.
-    pub(crate) fn add(&mut self, watch: Watch) -> bool {
-        if self.records.length == self.records.capacity && !self.grow() {
-            return false;
-        }
-        let index = self.records.length;
-        // SAFETY: index < capacity.
-        unsafe { self.records.first.add(index).write(Watch { active: false, ..watch }) };
-        self.records.length += 1;
-        self.activate(index);
-        true
-    }
-
-    fn grow(&mut self) -> bool {
-        let capacity = (self.records.capacity * 2).max(RECORDS_MIN);
-        let Ok(fresh) = sys::map(-1, capacity * size_of::<Watch>()) else { return false };
-        let fresh = fresh.cast::<Watch>();
-        if !self.records.first.is_null() {
-            // SAFETY: `length` records are there and fit; the old mapping is not used afterwards.
-            unsafe {
-                core::ptr::copy_nonoverlapping(self.records.first, fresh, self.records.length);
-                sys::unmap(self.records.first.cast(), self.records.capacity * size_of::<Watch>());
-            }
-        }
-        self.records.first = fresh;
-        self.records.capacity = capacity;
-        true
-    }
-
-    /// Moves the record at `index` among the active ones.
-    pub(crate) fn activate(&mut self, index: usize) {
-        let active = self.records.active;
-        let all = self.all();
-        if let Some(watch) = all.get_mut(index).filter(|watch| !watch.active) {
-            watch.active = true;
-            all.swap(index, active);
-            self.records.active += 1;
-            self.records.version += 1;
-        }
-    }
-
-    /// Moves the record at `index` among the others.
-    pub(crate) fn deactivate(&mut self, index: usize) {
-        let Some(last) = self.records.active.checked_sub(1) else { return };
-        let all = self.all();
-        if let Some(watch) = all.get_mut(index).filter(|watch| watch.active) {
-            watch.active = false;
-            all.swap(index, last);
-            self.records.active = last;
-            self.records.version += 1;
-        }
-    }
-
-    /// Removes the record at `index`.
-    pub(crate) fn remove_at(&mut self, index: usize) {
-        let Some(watch) = self.all().get(index).copied() else { return };
-        let index = if watch.active {
-            self.deactivate(index);
-            self.records.active
-        } else {
-            index
-        };
-        let Some(last) = self.records.length.checked_sub(1) else { return };
-        self.all().swap(index, last);
-        self.records.length = last;
-        self.records.version += 1;
+    /// Adds a record, active. False when there is no memory; a signal handler inside another's section must not move the records.
+    pub(crate) fn insert(&mut self, watch: Watch) -> bool {
+        let may_grow = !self.held.is_nested();
+        self.records.add(watch, may_grow)
     }
 }
 
@@ -265,14 +215,14 @@ pub(crate) struct Watchers {
 
 impl Watchers {
     pub(crate) fn reset(&self) {
-        self.sets.iter().for_each(|cell| cell.store(core::ptr::null_mut(), Relaxed));
+        self.sets.iter().for_each(|cell| cell.store(ptr::null_mut(), Relaxed));
         self.count.store(0, Release);
     }
 
     /// Notes one more set; false if there are too many.
     pub(crate) fn insert(&self, set: &'static EpollSet) -> bool {
-        let pointer = core::ptr::from_ref(set).cast_mut();
-        let free = |cell: &AtomicPtr<EpollSet>| cell.compare_exchange(core::ptr::null_mut(), pointer, AcqRel, Relaxed).is_ok();
+        let pointer = ptr::from_ref(set).cast_mut();
+        let free = |cell: &AtomicPtr<EpollSet>| cell.compare_exchange(ptr::null_mut(), pointer, AcqRel, Relaxed).is_ok();
         let inserted = self.sets.iter().any(free);
         self.count.fetch_add(u32::from(inserted), AcqRel);
         inserted
@@ -280,8 +230,8 @@ impl Watchers {
 
     /// Forgets a set.
     pub(crate) fn remove(&self, set: &EpollSet) {
-        let pointer = core::ptr::from_ref(set).cast_mut();
-        let ours = |cell: &AtomicPtr<EpollSet>| cell.compare_exchange(pointer, core::ptr::null_mut(), AcqRel, Relaxed).is_ok();
+        let pointer = ptr::from_ref(set).cast_mut();
+        let ours = |cell: &AtomicPtr<EpollSet>| cell.compare_exchange(pointer, ptr::null_mut(), AcqRel, Relaxed).is_ok();
         if self.sets.iter().any(ours) {
             self.count.fetch_sub(1, AcqRel);
         }
@@ -293,10 +243,22 @@ impl Watchers {
         self.count.load(Relaxed) > 0
     }
 
-    /// Makes the next wait of every set look at all its streams. Comes with a full fence.
-    pub(crate) fn call_attention(&self) {
-        self.each().for_each(|set| set.attention.store(1, Relaxed));
+    /// Makes the next wait of every set look at this connection, which is `endpoint`'s. Comes with a full fence.
+    pub(crate) fn call_attention(&self, endpoint: &'static Endpoint) {
+        let own = ptr::from_ref(endpoint).cast_mut();
+        for set in self.each() {
+            let before = set.attention.compare_exchange(ptr::null_mut(), own, AcqRel, Relaxed);
+            if before.is_err_and(|other| other != own) {
+                set.attention.store(EVERY, Release);
+            }
+        }
         fence(SeqCst);
+    }
+
+    /// The connection has a segment now: waits for its sets concern us.
+    pub(crate) fn concern(&self) {
+        fence(SeqCst);
+        self.each().for_each(|set| set.concerned.store(1, Relaxed));
     }
 
     /// How many sets watch the connection.
@@ -318,7 +280,7 @@ impl Watchers {
     pub(crate) fn forget(&self, endpoint: &'static Endpoint) {
         for set in self.each() {
             let mut open = set.open();
-            while let Some(index) = open.all().iter().position(|watch| core::ptr::eq(watch.endpoint, endpoint)) {
+            while let Some(index) = open.find_any(endpoint) {
                 open.remove_at(index);
             }
         }

@@ -6,7 +6,8 @@
 //!
 //! - [`state`]: what one descriptor's rings say, and what the kernel's answer for it means;
 //! - [`poll`], [`select`]: a set that is given anew with each call;
-//! - [`interest`], [`control`], [`epoll`]: a set that the kernel keeps, and our notes about the streams in it; [`pending`]: a socket in it that is connected later;
+//! - [`interest`], [`control`], [`epoll`]: a set that the kernel keeps, and our notes about the streams in it, which [`records`] holds;
+//!   [`scan`]: looking at the active ones; [`sleep`]: leaving them to the kernel; [`pending`]: a socket in it that is connected later;
 //! - [`nested`]: a set that is polled itself; [`edge`], [`oneshot`]: streams that are reported when something is new, or once;
 //! - [`deadline`]: what is left of a time-out after looking.
 
@@ -19,5 +20,8 @@ mod nested;
 mod oneshot;
 pub(crate) mod pending;
 pub(crate) mod poll;
+mod records;
+mod scan;
 pub(crate) mod select;
+mod sleep;
 pub(crate) mod state;

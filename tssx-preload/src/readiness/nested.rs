@@ -6,27 +6,35 @@ use core::sync::atomic::fence;
 
 use tssx_core::{doorbell, sys};
 
-use super::epoll;
 use super::interest::EpollSet;
+use super::scan;
+use super::sleep::{self, Handle};
 use super::state::{self, READABLE};
 
 /// What the rings of the set's streams say.
 pub(super) fn look(set: &'static EpollSet) -> i16 {
-    let ready = set.open().all().iter().any(|watch| epoll::ready_events(watch) != 0);
-    if ready { READABLE } else { 0 }
+    let mut open = set.open();
+    let mut from = 0;
+    while let Some((index, watch)) = open.at_or_behind(from) {
+        if scan::ready_events(watch) != 0 {
+            return READABLE;
+        }
+        from = index + 1;
+    }
+    0
 }
 
 /// Before the kernel's wait: from now on its readiness of the set mirrors the rings. True if there is something already.
 pub(super) fn arm(set: &'static EpollSet) -> bool {
     set.sleepers.fetch_add(1, AcqRel);
     fence(SeqCst);
-    epoll::heed(set);
-    epoll::leave_to_kernel(set) || look(set) != 0
+    set.heed();
+    sleep::leave_to_kernel(set) || look(set) != 0
 }
 
 /// After the kernel's wait.
 pub(super) fn disarm(set: &'static EpollSet) {
-    epoll::take_back(set);
+    sleep::take_back(set);
     set.sleepers.fetch_sub(1, AcqRel);
 }
 
@@ -40,13 +48,11 @@ pub(super) fn interpret(fd: c_int, set: &'static EpollSet, events: i16, revents:
 }
 
 fn take_stale(set: &'static EpollSet) {
-    let mut index = 0;
-    loop {
-        // A copy: taking doorbells needs the stream's lock, which is never taken inside the set's.
-        let next = set.open().all().get(index).copied();
-        let Some(watch) = next else { return };
-        index += 1;
-        let Some((fd, rx)) = epoll::lock_watched(&watch) else { continue };
+    let mut from = 0;
+    // Copies: taking doorbells needs the stream's lock, which is never taken inside the set's.
+    while let Some((index, watch)) = set.record_from(from) {
+        from = index + 1;
+        let Some((fd, rx)) = Handle::of(&watch).lock() else { continue };
         let Some(segment) = rx.segment.filter(|segment| state::concerns_us(rx.slot, segment)) else { continue };
         let stale = doorbell::stale(rx.slot, &segment);
         if stale > 0 && state::from_rings(rx.slot, &segment) & READABLE == 0 {

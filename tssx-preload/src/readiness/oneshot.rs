@@ -6,10 +6,12 @@
 #![allow(unsafe_code, reason = "calls libc's epoll_ctl")]
 
 use core::ffi::c_int;
+use core::sync::atomic::Ordering::Relaxed;
 
 use libc::epoll_event;
 
-use super::interest::{EpollSet, Watch};
+use super::interest::EpollSet;
+use super::records::Watch;
 use crate::fd_table::{self, Entry};
 use crate::next;
 
@@ -37,13 +39,20 @@ pub(super) fn arm_in_kernel(set: &'static EpollSet, watch: &Watch) {
 }
 
 fn change(set: &'static EpollSet, watch: &Watch, events: u32) {
-    let mut epoll = None;
+    let leads_here = |epoll: &c_int| fd_table::epoll(*epoll).is_some_and(|other| core::ptr::eq(other, set));
+    let mut epoll = Some(set.number.load(Relaxed)).filter(leads_here);
+    if let Some(epoll) = epoll {
+        return modify(epoll, watch, events);
+    }
     fd_table::for_each(0, u32::MAX, |fd, entry| {
         if matches!(entry, Entry::Epoll(other) if core::ptr::eq(other, set)) {
             epoll = epoll.or(Some(fd));
         }
     });
-    epoll.into_iter().for_each(|epoll| modify(epoll, watch, events));
+    if let Some(epoll) = epoll {
+        set.number.store(epoll, Relaxed);
+        modify(epoll, watch, events);
+    }
 }
 
 /// Makes the kernel report the stream to a thread that is asleep in the set: as writable, which it most likely is. Whoever gets the event puts

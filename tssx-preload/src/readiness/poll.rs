@@ -6,8 +6,8 @@ use libc::{pollfd, timespec};
 use tssx_core::sys;
 
 use super::deadline::Deadline;
+use super::nested;
 use super::state::{self, READABLE};
-use super::{epoll, nested};
 use crate::endpoint::{Way, lock_stream};
 use crate::errno::Result;
 use crate::fd_table::{self, Entry};
@@ -32,7 +32,7 @@ pub(crate) fn concerns_us(fds: &[pollfd]) -> bool {
 pub(super) fn look_at(fd: c_int) -> Option<i16> {
     match fd_table::get(fd)? {
         Entry::Stream(_) => state::look(fd),
-        Entry::Epoll(set) => epoll::concerns_us(set).then(|| nested::look(set)),
+        Entry::Epoll(set) => set.is_concerned().then(|| nested::look(set)),
         _ => None,
     }
 }
@@ -103,7 +103,7 @@ fn ask(
 
 /// What the kernel's answer for one entry means.
 fn interpret(entry: &pollfd) -> i16 {
-    if let Some(set) = fd_table::epoll(entry.fd).filter(|set| epoll::concerns_us(set)) {
+    if let Some(set) = fd_table::epoll(entry.fd).filter(|set| set.is_concerned()) {
         return nested::interpret(entry.fd, set, entry.events, entry.revents);
     }
     let Some(rx) = lock_stream(entry.fd, Way::Rx) else { return entry.revents };

@@ -28,13 +28,7 @@ pub(crate) fn concerns_us(slot: &Slot, segment: &Segment) -> bool {
 
 /// What the rings alone say, without asking the kernel: a subset of what is true. The segment must be kept mapped by the caller.
 pub(crate) fn from_rings(slot: &Slot, segment: &Segment) -> i16 {
-    let mut ready = 0;
-    if slot.rx_mode.load(Relaxed) == MODE_RING {
-        let direction = segment.rx();
-        if direction.tail.load(Acquire) != direction.head.load(Relaxed) {
-            ready |= READABLE;
-        }
-    }
+    let mut ready = if holds_bytes(slot, segment) { READABLE } else { 0 };
     if slot.tx_mode.load(Relaxed) == MODE_RING && segment.tx().writer_waiting.load(Relaxed) == 0 {
         let limit = u64::from(slot.tx_limit.load(Relaxed));
         if Producer::open(segment).is_ok_and(|producer| producer.room(limit) > 0) {
@@ -42,6 +36,12 @@ pub(crate) fn from_rings(slot: &Slot, segment: &Segment) -> i16 {
         }
     }
     ready
+}
+
+/// Whether the ring that this end reads has bytes. The segment must be kept mapped by the caller.
+pub(super) fn holds_bytes(slot: &Slot, segment: &Segment) -> bool {
+    let direction = segment.rx();
+    slot.rx_mode.load(Relaxed) == MODE_RING && direction.tail.load(Acquire) != direction.head.load(Relaxed)
 }
 
 /// Longest time for which poll and select believe the rings alone, microseconds: a peer that was killed cannot say so in the

@@ -155,6 +155,10 @@ fn step(fd: c_int, endpoint: &'static Endpoint) {
     // A fork between "only holder" and "mapped" would leave a child without the mapping.
     let Some(_gate) = process::try_enter_gate() else { return };
     let Some(turn) = endpoint.schedule.turn() else { return };
+    if endpoint.schedule.may_open(slot) && !mailboxes::may_have_place() {
+        endpoint.schedule.postpone(slot);
+        return;
+    }
     match turn.step(fd, slot, init::threshold()) {
         Step::Nothing => {}
         Step::Opened(mailbox) => {
@@ -185,6 +189,7 @@ pub(crate) fn close_mailbox(mailbox: c_int, endpoint: &'static Endpoint) {
     if ours {
         let _ = fd_table::set(mailbox, None);
         sys::close(mailbox);
+        mailboxes::left();
     }
 }
 

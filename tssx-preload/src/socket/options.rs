@@ -68,6 +68,7 @@ fn say_intent(tx: &Locked, how: c_int) {
     if matches!(how, libc::SHUT_RD | libc::SHUT_RDWR) {
         tx.endpoint.deaf.store(1, Relaxed);
         segment.into_iter().for_each(doorbell::say_going);
+        tx.endpoint.watchers.call_attention(tx.endpoint); // the silence of its ring says nothing any more
     }
 }
 

@@ -456,7 +456,7 @@ fn release(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
 /// which cannot be told from it, stays until the ring is empty. Epoll sets are told to look at this stream first: a thread
 /// that goes to wait counts itself asleep and then looks whether it was told, we tell and then look who is asleep.
 fn nobody_waits(rx: &Locked) -> bool {
-    rx.endpoint.watchers.call_attention();
+    rx.endpoint.watchers.call_attention(rx.endpoint);
     rx.slot.rx_waiters.load(Relaxed) == 0 && !rx.endpoint.watchers.any_asleep()
 }
 

@@ -50,12 +50,18 @@ impl SpinBudget {
     }
 
     /// Spins until `ready` says so. False when the budget is used up, at once if there is none.
-    pub(crate) fn spin(&self, mut ready: impl FnMut() -> bool) -> bool {
+    pub(crate) fn spin(&self, ready: impl FnMut() -> bool) -> bool {
+        self.spin_for(0, ready)
+    }
+
+    /// The same, with a full budget of at least so many microseconds: for a caller for whom a sleep costs as much.
+    pub(crate) fn spin_for(&self, least_us: u64, mut ready: impl FnMut() -> bool) -> bool {
         let most = init::spin_us();
         let halvings = self.halvings.load(Relaxed);
         if most == 0 {
             return false;
         }
+        let most = most.max(least_us);
         let mut budget = most.saturating_mul(clock::ticks_per_us()) >> halvings.min(HALVINGS_MAX);
         if halvings >= HALVINGS_MAX {
             if self.skipped.fetch_add(1, Relaxed) + 1 < SKIPS {

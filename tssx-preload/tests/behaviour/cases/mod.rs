@@ -2,6 +2,7 @@
 
 mod close_all;
 mod closing;
+mod crowds;
 mod data;
 mod descriptors;
 mod ends;
@@ -45,6 +46,7 @@ pub(crate) use images::carry_on;
 const TOPICS: &[&[Case]] = &[
     close_all::CASES,
     closing::CASES,
+    crowds::CASES,
     data::CASES,
     descriptors::CASES,
     ends::CASES,
