@@ -1,8 +1,8 @@
 //! epoll_ctl: our notes about a set are kept in step with the kernel's.
 
 use core::ffi::c_int;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicU64, fence};
 
 use libc::epoll_event;
 use tssx_core::ledger::layout::MODE_RING;
@@ -13,7 +13,7 @@ use super::edge::{EDGE, NOTHING_REPORTED};
 use super::interest::{EpollSet, Open};
 use super::records::Watch;
 use super::{epoll, oneshot, pending, scan, state};
-use crate::endpoint::{Endpoint, Way, lock_stream};
+use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
 use crate::fd_table::{self, Entry};
 use crate::init;
 use crate::process::descriptors;
@@ -91,12 +91,23 @@ fn record(fd: c_int, endpoint: &'static Endpoint, event: epoll_event) -> Watch {
 /// pass on what the kernel says of a doorbell that is nobody's. What the kernel tells first must find the record too.
 pub(crate) fn before_change(epoll: c_int, fd: c_int, event: epoll_event) -> Option<Noted> {
     let endpoint = fd_table::stream(fd)?;
+    let set = fd_table::epoll(epoll);
+    let noted = set.map(|set| Noted::new(set, fd, endpoint, Some(event)));
     if let Some(rx) = lock_stream(fd, Way::Rx)
         && let Some(segment) = rx.segment.filter(|segment| state::concerns_us(rx.slot, segment))
+        && !set.is_some_and(|set| nobody_sleeps(set, &rx))
     {
         state::prepare_to_wait(fd, &rx, &segment);
     }
-    fd_table::epoll(epoll).map(|set| Noted::new(set, fd, endpoint, Some(event)))
+    noted
+}
+
+/// Whether nobody may be asleep who relies on the peer to ring: then its next bytes are found by the next wait, which looks at what was noted, or
+/// announces it before it sleeps. A program that takes a stream out and puts it in again for each message would have a doorbell rung for
+/// each. Whoever goes to sleep counts itself and then looks at the notes; we have noted the stream and then look who is counted.
+fn nobody_sleeps(set: &EpollSet, rx: &Locked) -> bool {
+    fence(SeqCst);
+    set.sleepers.load(Relaxed) == 0 && set.plain_sleepers.load(Relaxed) == 0 && rx.slot.holders.load(Relaxed) == 1
 }
 
 /// After an epoll_ctl(2) that failed.
