@@ -395,6 +395,11 @@ impl Endpoint {
         slots::release(ledger, slot);
     }
 
+    /// Whether only one descriptor of this process leads here.
+    pub(crate) fn has_one_descriptor(&self) -> bool {
+        self.descriptors.load(Relaxed) == 1
+    }
+
     /// Whether `fd` is the lowest descriptor that leads here, of those that are visited in ascending order.
     pub(crate) fn is_first_visit(&self, fd: c_int) -> bool {
         self.descriptors.load(Relaxed) == 1

@@ -13,6 +13,7 @@ use crate::process::descriptors;
 use crate::readiness::deadline::Deadline;
 use crate::readiness::interest::EpollSet;
 use crate::readiness::poll::Masked;
+use crate::readiness::postponed::{self, Revived};
 use crate::readiness::{control, epoll};
 use crate::user_memory::{self, Access};
 use crate::{fd_table, init, next};
@@ -46,6 +47,18 @@ pub(crate) unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
     let there = || user_memory::is_accessible(event.addr(), size_of::<epoll_event>(), Access::Read);
+    if operation == libc::EPOLL_CTL_DEL && postponed::postpone(epoll_fd, fd) {
+        control::changed(epoll_fd, operation, fd, None, None);
+        return 0;
+    }
+    let mut revived = Revived::No;
+    if postponed::any() {
+        if operation == libc::EPOLL_CTL_ADD && there() {
+            // SAFETY: there is memory; `epoll_event` is packed, so any address is aligned.
+            revived = postponed::revive(epoll_fd, fd, unsafe { event.read_unaligned() });
+        }
+        postponed::settle(); // what was postponed is another stream's
+    }
     let noted = if operation != libc::EPOLL_CTL_DEL && fd_table::stream(fd).is_some() && there() {
         // SAFETY: there is memory; `epoll_event` is packed, so any address is aligned.
         control::before_change(epoll_fd, fd, unsafe { event.read_unaligned() })
@@ -53,7 +66,13 @@ pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd:
         None
     };
     // SAFETY: the caller keeps epoll_ctl(2)'s contract.
-    let result = unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) };
+    let result = match revived {
+        Revived::Same => 0,
+        // SAFETY: as above.
+        Revived::Changed if unsafe { next::epoll_ctl(epoll_fd, libc::EPOLL_CTL_MOD, fd, event) } == 0 => 0,
+        // SAFETY: as above. If the entry went with a descriptor that was closed unseen, it is made anew.
+        Revived::Changed | Revived::No => unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) },
+    };
     if result < 0 {
         let kept = errno::get();
         control::refused(noted);
@@ -113,6 +132,7 @@ fn wait_with(
             let ms = left.tv_sec.saturating_mul(1000).saturating_add((left.tv_nsec + 999_999) / 1_000_000);
             c_int::try_from(ms).unwrap_or(c_int::MAX)
         });
+        postponed::settle();
         // SAFETY: a live array and the program's mask.
         let found = unsafe { next::epoll_pwait(epoll_fd, events.as_mut_ptr(), count, ms, mask) };
         errno::from_int(found).map(|found| usize::try_from(found).unwrap_or(0))

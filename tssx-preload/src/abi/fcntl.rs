@@ -11,6 +11,7 @@ use tssx_core::reason::Reason;
 
 use super::{close, connection, io, msg, transfer};
 use crate::process::{self, descriptors, images};
+use crate::readiness::postponed;
 use crate::socket::{establish, options};
 use crate::{fd_table, next};
 
@@ -104,6 +105,7 @@ pub(crate) unsafe extern "C" fn syscall(
     f: c_long,
 ) -> c_long {
     let fd = low(a);
+    postponed::settle();
     // SAFETY: the caller keeps the contract of the call that `number` names.
     unsafe {
         match number {

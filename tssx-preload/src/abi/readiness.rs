@@ -8,9 +8,9 @@ use libc::{fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
 use crate::errno::{self, Errno, Result};
 use crate::readiness::deadline::Deadline;
-use crate::readiness::poll as polling;
 use crate::readiness::poll::Masked;
 use crate::readiness::select::{DESCRIPTORS_MAX, Set, Sets};
+use crate::readiness::{poll as polling, postponed};
 use crate::user_memory::{self, Access};
 use crate::{fd_table, next};
 
@@ -49,6 +49,7 @@ pub(super) unsafe fn deadline(timeout: *const timespec) -> Option<Deadline> {
 }
 
 fn poll_with(fds: &mut [pollfd], deadline: Deadline, mask: *const sigset_t) -> Result<c_int> {
+    postponed::settle(); // an epoll instance may be among them
     polling::poll(fds, deadline, |fds, left, masked| {
         let mask = if masked == Masked::Yes { mask } else { NO_MASK };
         let left = left.map_or(core::ptr::null(), core::ptr::from_ref);

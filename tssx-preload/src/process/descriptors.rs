@@ -12,6 +12,7 @@ use crate::errno::{self, Errno, Result};
 use crate::fd_table::{self, Entry};
 use crate::process::images;
 use crate::readiness::pending::Pending;
+use crate::readiness::postponed;
 use crate::socket::recall;
 use crate::{next, process};
 
@@ -114,6 +115,7 @@ fn close_ours_at(fd: c_int) -> c_int {
         // SAFETY: no pointers.
         return unsafe { next::close(fd) };
     }
+    postponed::settle();
     let _gate = process::enter_gate();
     // The program has never opened it, and closes every number that there might be.
     let ours = matches!(fd_table::get(fd), Some(Entry::Mailbox(_)));
@@ -145,6 +147,7 @@ pub(crate) fn copied(fd: c_int, copy: c_int) {
 
 #[inline(never)]
 fn ours_copied(fd: c_int, copy: c_int) {
+    postponed::settle();
     if !lent(fd) {
         let _gate = process::enter_gate();
         duplicated(fd, copy);
@@ -221,6 +224,7 @@ pub(crate) fn replace(fd: c_int, target: c_int, replace: impl Fn() -> c_int) -> 
     if !involved || fd == target || target < 0 || sys::fcntl(fd, libc::F_GETFD, 0).is_err() || lent(fd) {
         return replace();
     }
+    postponed::settle();
     let _gate = process::enter_gate();
     let closing = closing(target);
     let result = replace();

@@ -15,6 +15,7 @@ use super::remainder::{Remainders, Strings};
 use super::{each_stream, is_borrowed};
 use crate::endpoint::Endpoint;
 use crate::fd_table::{self, Entry};
+use crate::readiness::postponed;
 use crate::socket::recall;
 
 /// Whether a new image would have the connection at `fd`. The table may be that of a parent whose memory we borrow: the number must still
@@ -31,6 +32,7 @@ pub(super) fn is_at(fd: c_int, endpoint: &Endpoint) -> bool {
 
 /// Before another program begins that inherits descriptors.
 pub(crate) fn hand_over() {
+    postponed::settle();
     recall::leave_all_rings_now(|visit| {
         fd_table::for_each(0, u32::MAX, |fd, entry| {
             if let Entry::Stream(endpoint) = entry

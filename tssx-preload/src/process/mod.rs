@@ -100,6 +100,16 @@ fn each_stream(mut visit: impl FnMut(c_int, &'static endpoint::Endpoint)) {
     });
 }
 
+/// Before a fork: the child has the epoll instances too, as the kernel knows them.
+fn share_sets() {
+    readiness::postponed::settle();
+    fd_table::for_each(0, u32::MAX, |_, entry| {
+        if let Entry::Epoll(set) = entry {
+            set.share();
+        }
+    });
+}
+
 /// fork(2) through `fork`, which is libc's `fork` or `_Fork`.
 pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
     if crate::init::active().is_none() || FORKER.load(Acquire) == thread_pointer() {
@@ -115,6 +125,7 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
     while GATE.load(Acquire) & !FORKING != 0 && clock::ticks().wrapping_sub(start) < GATE_US * clock::ticks_per_us() {
         sys::yield_now();
     }
+    share_sets();
     // Counted before the child exists, so that neither process can be the last holder by mistake.
     each_stream(|_, endpoint| endpoint.change_holders(true));
     let child = fork();
@@ -160,11 +171,15 @@ pub(crate) fn in_child() {
     endpoint::pool_after_fork_in_child();
     readiness::interest::pool_after_fork_in_child();
     readiness::control::after_fork_in_child();
+    readiness::postponed::after_fork_in_child();
     readiness::pending::pool_after_fork_in_child();
     mailboxes::after_fork_in_child();
     fd_table::for_each(0, u32::MAX, |fd, entry| match entry {
         Entry::Stream(endpoint) => endpoint.after_fork_in_child(),
-        Entry::Epoll(set) => set.after_fork_in_child(),
+        Entry::Epoll(set) => {
+            set.share(); // also where no entry point of ours told of the fork
+            set.after_fork_in_child();
+        }
         Entry::Mailbox(_) => {
             // The parent's; it goes on listening there. The endpoint forgets it with the rest.
             let _ = fd_table::set(fd, None);

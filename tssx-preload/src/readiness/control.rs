@@ -126,7 +126,7 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
         return;
     };
     let known = fd_table::epoll(epoll);
-    let Some(set) = known.or_else(|| adopt(epoll)) else {
+    let Some(set) = known.or_else(|| adopt_unknown(epoll)) else {
         recall::wind_down(fd, Reason::EpollMode);
         return;
     };
@@ -186,6 +186,13 @@ pub(crate) fn after_fork_in_child() {
 /// A new epoll descriptor. Without memory for its notes they begin with its first stream.
 pub(crate) fn created(epoll: c_int) {
     let _ = adopt(epoll);
+}
+
+/// An epoll descriptor that was made before we were asked, perhaps by another process, which has it still.
+fn adopt_unknown(epoll: c_int) -> Option<&'static EpollSet> {
+    let set = adopt(epoll);
+    set.into_iter().for_each(EpollSet::share);
+    set
 }
 
 /// An epoll descriptor that is new, or was made before we were asked: notes begin now.

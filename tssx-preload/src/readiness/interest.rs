@@ -47,6 +47,8 @@ pub(crate) struct EpollSet {
     pub(crate) once: AtomicU32,
     /// 1 once a stream of the set has had a segment: until then a wait costs nothing here.
     concerned: AtomicU32,
+    /// 1 once another process may have the epoll instance too.
+    shared: AtomicU32,
     /// The waits so far, which are numbered.
     waits: AtomicU64,
     /// A descriptor of the epoll instance, as far as is known.
@@ -98,6 +100,7 @@ impl EpollSet {
         set.kernel_first.store(0, Relaxed);
         set.once.store(0, Relaxed);
         set.concerned.store(0, Relaxed);
+        set.shared.store(0, Relaxed);
         set.number.store(-1, Relaxed);
         set.asked.store(0, Relaxed);
         set.spin.reset();
@@ -158,6 +161,16 @@ impl EpollSet {
     /// Whether a stream of the set may be in a ring, now or later in a wait.
     pub(crate) fn is_concerned(&self) -> bool {
         self.concerned.load(Relaxed) != 0 || self.once.load(Relaxed) != 0
+    }
+
+    /// Whether another process may have the epoll instance too, as far as is known.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.load(Relaxed) != 0
+    }
+
+    /// The process forks, or passes the epoll instance on.
+    pub(crate) fn share(&self) {
+        self.shared.store(1, Relaxed);
     }
 
     /// After a stream was added: its segment may be there. Whoever joins one stores it and then looks for sets, we have noted the set.

@@ -20,6 +20,7 @@ mod nested;
 mod oneshot;
 pub(crate) mod pending;
 pub(crate) mod poll;
+pub(crate) mod postponed;
 mod records;
 mod scan;
 pub(crate) mod select;

@@ -14,6 +14,7 @@ use crate::endpoint::{Way, lock_stream};
 use crate::errno::Result;
 use crate::fd_table;
 use crate::process::descriptors;
+use crate::readiness::postponed;
 use crate::user_memory::{self, Access};
 
 /// Before a sendmsg, on any socket: a selected connection whose descriptor is in an SCM_RIGHTS message stays with the kernel,
@@ -66,6 +67,10 @@ unsafe fn each_descriptor(message: *const msghdr, visit: impl Fn(c_int)) {
 }
 
 fn stay_plain(fd: c_int) {
+    postponed::settle();
+    if let Some(set) = fd_table::epoll(fd) {
+        set.share();
+    }
     if fd_table::stream(fd).is_some() {
         recall::leave_rings_now(fd, Reason::DescriptorTravels);
     }

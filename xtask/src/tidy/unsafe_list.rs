@@ -60,6 +60,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-preload/src/readiness/interest.rs",
     "tssx-preload/src/readiness/oneshot.rs",
     "tssx-preload/src/readiness/pending.rs",
+    "tssx-preload/src/readiness/postponed.rs",
     "tssx-preload/src/readiness/records.rs",
     "tssx-preload/src/readiness/select.rs",
     "tssx-preload/src/socket/abandon.rs",

@@ -22,6 +22,7 @@ mod pending;
 mod places;
 mod polling;
 mod processes;
+mod put_back;
 mod readiness;
 mod refusals;
 mod remainders;
@@ -66,6 +67,7 @@ const TOPICS: &[&[Case]] = &[
     places::CASES,
     polling::CASES,
     processes::CASES,
+    put_back::CASES,
     readiness::CASES,
     refusals::CASES,
     remainders::CASES,
