@@ -29,7 +29,7 @@ const SPIN_US: u64 = 40;
 /// Upper bound for `TSSX_SPIN_US`: one second.
 const SPIN_US_MAX: u64 = 1_000_000;
 /// No spin lasts longer, microseconds, whatever is asked for: who spins is not interrupted by a signal, and does not see that the peer has died.
-const SPIN_US_BOUND: u64 = 1000;
+pub(crate) const SPIN_US_BOUND: u64 = 1000;
 
 static STATE: AtomicU32 = AtomicU32::new(NEW);
 static POLICY: PolicyCell = PolicyCell::new();

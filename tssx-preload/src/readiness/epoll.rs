@@ -85,19 +85,20 @@ pub(crate) fn wait(
 /// Looks at the active streams until one has something to tell, while it pays: at most as long as is usual, or as going to sleep and coming
 /// back costs. Where that is long, waits are few, and what was learned from spins in vain is forgotten after a time.
 fn spin(set: &'static EpollSet) -> bool {
-    if !scan::has_active(set) {
-        return false;
+    let active = scan::active_in_rings(set);
+    let mut place = 0;
+    let look = || scan::peek_at_some(set, &mut place, PEEK);
+    let least_us = active as u64 * SLEEP_NS / 1000;
+    if least_us <= init::spin_us() {
+        return active > 0 && set.spin.spin(look);
     }
-    let least_us = set.open().active() as u64 * SLEEP_NS / 1000;
-    let begun = clock::ticks();
-    let due = least_us.max(init::spin_us()) * clock::ticks_per_us() * SPIN_SHARE;
-    if least_us > init::spin_us() && begun.wrapping_sub(set.spun.load(Relaxed)) > due {
+    let (begun, budget) = (clock::ticks(), least_us * clock::ticks_per_us());
+    if begun.wrapping_sub(set.spun.load(Relaxed)) > budget * SPIN_SHARE {
         set.spin.reset();
     }
-    let mut place = 0;
-    let seen = set.spin.spin_for(least_us, || scan::peek_at_some(set, &mut place, PEEK));
+    let seen = set.spin.spin_for(least_us, look);
     let now = clock::ticks();
-    if !seen && now.wrapping_sub(begun) * SPIN_SHARE > least_us * clock::ticks_per_us() {
+    if !seen && now.wrapping_sub(begun) * SPIN_SHARE > budget {
         set.spun.store(now, Relaxed); // not one that was left out
     }
     seen
@@ -164,10 +165,11 @@ pub(crate) fn review(set: &'static EpollSet, events: &mut [epoll_event], count: 
     understand(Wait { set, number: set.number_wait() }, events, 0, count)
 }
 
-/// The event as the program gets it, unchanged unless its data is that of a stream in a ring; and whether the wait may have reported it before.
+/// The event as the program gets it, unchanged unless its data is that of a stream in a ring; and whether the wait may have reported it before:
+/// of what is no stream of ours nobody knows, and the kernel may have been asked twice.
 fn interpret(wait: Wait, event: epoll_event) -> Option<(epoll_event, bool)> {
     let Wait { set, number } = wait;
-    let Some((watch, concerned)) = look_up(set, &event, number) else { return Some((event, false)) };
+    let Some((watch, concerned)) = look_up(set, &event, number) else { return Some((event, true)) };
     let event = if concerned { interpret_for(set, &watch, event) } else { Some(event) };
     event.map(|event| (event, watch.reported_by >= number))
 }

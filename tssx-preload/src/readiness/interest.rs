@@ -153,9 +153,12 @@ impl EpollSet {
         unsafe { &mut *self.records.get() }
     }
 
-    /// A number for a wait, higher than those before.
+    /// A number for a wait, higher than those before. Not where threads meet; what a record says of a higher number is only a reason
+    /// to search the program's array.
     pub(crate) fn number_wait(&self) -> u64 {
-        self.waits.fetch_add(1, Relaxed) + 1
+        let number = self.waits.load(Relaxed) + 1;
+        self.waits.store(number, Relaxed);
+        number
     }
 
     /// Whether a stream of the set may be in a ring, now or later in a wait.

@@ -131,11 +131,12 @@ fn peek_at(open: &mut Open<'_>, place: &mut usize, most: usize) -> bool {
     }
 }
 
-/// Whether any active stream may be in a ring: then a spin can see something come.
-pub(super) fn has_active(set: &'static EpollSet) -> bool {
+/// How many streams are active, none if none of them can be in a ring: then a spin would see nothing come.
+pub(super) fn active_in_rings(set: &'static EpollSet) -> usize {
     let mut open = set.open();
     let count = open.active();
-    (0..count).any(|place| open.active_at(place).is_some_and(|(look, watch)| look.is_trusted() || epoll::in_ring(watch)))
+    let in_ring = |(look, watch): (&mut Look, &mut Watch)| look.is_trusted() || epoll::in_ring(watch);
+    if (0..count).any(|place| open.active_at(place).is_some_and(in_ring)) { count } else { 0 }
 }
 
 /// What a scan has found.

@@ -61,7 +61,7 @@ impl SpinBudget {
         if most == 0 {
             return false;
         }
-        let most = most.max(least_us);
+        let most = most.max(least_us.min(init::SPIN_US_BOUND));
         let mut budget = most.saturating_mul(clock::ticks_per_us()) >> halvings.min(HALVINGS_MAX);
         if halvings >= HALVINGS_MAX {
             if self.skipped.fetch_add(1, Relaxed) + 1 < SKIPS {

@@ -279,6 +279,7 @@ fn small_server(role: &Role) {
     role.note("set", sys::set_option(fd, libc::SO_SNDBUF, &1_i32));
     role.note("read back", sys::option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF));
     role.note("a large write", sys::write(fd, &pattern(2, 0, 300_000)));
+    role.meet(); // nobody reads any more
     let mut sent = 0;
     while let Ok(count) = sys::send(fd, &[9; 100], libc::MSG_DONTWAIT) {
         sent += count;
@@ -294,6 +295,7 @@ fn small_client(role: &Role) {
     let mut into = vec![0; 300_000];
     read_exactly(fd, &mut into);
     role.note("all came", into == pattern(2, 0, 300_000));
+    role.meet();
     role.meet();
     while let Ok(1..) = sys::read(fd, &mut into) {}
 }
