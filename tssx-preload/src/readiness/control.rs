@@ -75,6 +75,7 @@ fn record(fd: c_int, endpoint: &'static Endpoint, event: epoll_event) -> Watch {
         data: event.u64,
         endpoint,
         reported_by: 0,
+        answered_by: 0,
         armed: true,
         nudged: false,
         echo: false,

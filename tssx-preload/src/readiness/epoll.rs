@@ -145,9 +145,10 @@ fn understand(wait: Wait, events: &mut [epoll_event], used: usize, count: usize)
     if events.iter().skip(used).take(count).any(|event| { event.events } & ends != 0) {
         wait.set.asked.store(0, Relaxed); // the rings do not know of every end: the kernel is asked again with them
     }
+    let answer = wait.set.number_wait();
     for index in used..used + count {
         let Some(event) = events.get(index).copied() else { break };
-        let Some((event, may_be_known)) = interpret(wait, event) else { continue };
+        let Some((event, may_be_known)) = interpret(wait, answer, event) else { continue };
         let data = event.u64;
         let known = if may_be_known { used } else { 0 };
         if let Some(known) = events.iter_mut().take(known).find(|known| { known.u64 } == data) {
@@ -167,25 +168,34 @@ pub(crate) fn review(set: &'static EpollSet, events: &mut [epoll_event], count: 
 
 /// The event as the program gets it, unchanged unless its data is that of a stream in a ring; and whether the wait may have reported it before:
 /// of what is no stream of ours nobody knows, and the kernel may have been asked twice.
-fn interpret(wait: Wait, event: epoll_event) -> Option<(epoll_event, bool)> {
+fn interpret(wait: Wait, answer: u64, event: epoll_event) -> Option<(epoll_event, bool)> {
     let Wait { set, number } = wait;
-    let Some((watch, concerned)) = look_up(set, &event, number) else { return Some((event, true)) };
+    let Some((watch, concerned)) = look_up(wait, answer, &event) else { return Some((event, true)) };
     let event = if concerned { interpret_for(set, &watch, event) } else { Some(event) };
     event.map(|event| (event, watch.reported_by >= number))
 }
 
 /// The record of an event of the kernel's, as it was before, and whether a ring concerns it: it is noted that the event was seen. Of several
 /// with the same data, one that a doorbell can be about.
-fn look_up(set: &'static EpollSet, event: &epoll_event, number: u64) -> Option<(Watch, bool)> {
+fn look_up(wait: Wait, answer: u64, event: &epoll_event) -> Option<(Watch, bool)> {
+    let Wait { set, number } = wait;
     let concerned = |watch: &Watch| in_ring(watch) || concerns_epoll(watch);
     let rung = |watch: &Watch| concerned(watch) && has_bells(watch);
+    let fresh = |watch: &Watch| watch.reported_by < number;
     let mut open = set.open();
-    let found = open.find_data(event.u64, rung).or_else(|| open.find_data(event.u64, concerned));
-    let index = found.or_else(|| open.find_data(event.u64, |_| true))?;
+    // An answer has at most one event for each record.
+    let mut find =
+        |what: &dyn Fn(&Watch) -> bool| open.find_data(event.u64, |watch: &Watch| watch.answered_by < answer && what(watch));
+    let likely = find(&rung).or_else(|| find(&|watch| concerned(watch) && fresh(watch)));
+    // One that the kernel carries, with the data of one that a ring has told of in this wait.
+    let other = if likely.is_none() { find(&|watch| fresh(watch) && !concerned(watch) && is_ready(watch)) } else { None };
+    let found = likely.or_else(|| if other.is_none() { find(&concerned) } else { None });
+    let index = found.or(other).or_else(|| find(&|_| true)).or_else(|| open.find_data(event.u64, |_| true))?;
     open.doubt_announcements(event.u64);
     let watch = open.get(index)?;
     let before = *watch;
     watch.reported_by = watch.reported_by.max(number);
+    watch.answered_by = answer;
     if found.is_none() {
         return Some((before, false));
     }
@@ -266,6 +276,11 @@ fn bells(watch: &Watch) -> u64 {
 fn has_bells(watch: &Watch) -> bool {
     let slot = watch.endpoint.slot();
     slot.is_some_and(|slot| watch.endpoint.segment(slot).is_some_and(|segment| doorbell::outstanding(slot, &segment)))
+}
+
+/// Whether the kernel says that the record's descriptor is ready.
+fn is_ready(watch: &Watch) -> bool {
+    sys::poll_now(watch.fd, low_bits(watch.events)).unwrap_or(0) != 0
 }
 
 /// Whether what the kernel says of the record must be looked at even if no ring is.

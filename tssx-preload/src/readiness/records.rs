@@ -34,6 +34,8 @@ pub(crate) struct Watch {
     pub(crate) endpoint: &'static Endpoint,
     /// The wait that reported it last, by its number ([`super::interest::EpollSet::number_wait`]).
     pub(crate) reported_by: u64,
+    /// The answer of the kernel's in which an event was taken for its, by a number of the same row: an answer has one for each.
+    pub(crate) answered_by: u64,
     /// With EPOLLONESHOT: not reported since the program armed it.
     pub(crate) armed: bool,
     /// The kernel was asked to report it at once, for bytes that it does not know of ([`super::oneshot::nudge`]).
