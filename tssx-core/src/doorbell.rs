@@ -39,11 +39,10 @@ static JUNK: [u8; 8192] = [0; 8192];
 /// What the kernel said of the socket: EPIPE or ECONNRESET when the peer is gone. A full queue is no error: it is readable.
 pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<bool, Errno> {
     fence(SeqCst);
-    let direction = segment.tx();
-    if direction.asleep.load(Relaxed) & ASLEEP == 0 {
+    if !is_awaited(segment) {
         return Ok(false);
     }
-    let before = direction.asleep.fetch_and(!ASLEEP, SeqCst);
+    let before = segment.tx().asleep.fetch_and(!ASLEEP, SeqCst);
     if before & ASLEEP == 0 { Ok(false) } else { ring(fd, slot, segment).map(|()| true) }
 }
 

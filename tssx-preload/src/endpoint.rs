@@ -179,8 +179,6 @@ impl Endpoint {
         for moment in [&endpoint.last_alive, &endpoint.last_write, &endpoint.asked, &endpoint.asked_back, &endpoint.refusals] {
             moment.store(0, Relaxed);
         }
-        endpoint.seen_head.reset();
-        endpoint.seen_tail.reset();
         endpoint.spin.reset();
         endpoint.gathering.reset();
         endpoint.schedule.reset();

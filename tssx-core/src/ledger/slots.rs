@@ -219,14 +219,19 @@ fn count_reason(ledger: &LedgerView, slot: &Slot, code: u32) {
 }
 
 impl Slot {
-    /// Sender, under its lock: `bytes` went into the ring, `calls` calls of the program have begun so.
+    /// Sender, under its lock: so many bytes went into the ring.
     #[inline]
-    pub fn count_into_ring(&self, bytes: u64, calls: u64) {
+    pub fn count_bytes_into_ring(&self, bytes: u64) {
         sync::add(&self.ring_tx_bytes, bytes);
-        sync::add(&self.ring_tx_calls, calls);
     }
 
-    /// Receiver, under its lock: the same of what came out.
+    /// Sender, under its lock: a call of the program has begun so.
+    #[inline]
+    pub fn count_call_into_ring(&self) {
+        sync::add(&self.ring_tx_calls, 1);
+    }
+
+    /// Receiver, under its lock: so many bytes came out, `calls` calls of the program have begun so.
     #[inline]
     pub fn count_from_ring(&self, bytes: u64, calls: u64) {
         sync::add(&self.ring_rx_bytes, bytes);

@@ -51,7 +51,7 @@ fn write(world: &World, byte: u8, flaw: Flaw) -> bool {
     true
 }
 
-/// receive.rs, `open_for` and `take`: up to `most` bytes. Another thread may read beside this one.
+/// gathering.rs, `open`, and receive.rs, `take`: up to `most` bytes. Another thread may read beside this one.
 fn read(world: &World, most: usize, pid: u64) -> Vec<u8> {
     let _guard = lock::acquire(&world.rx.rx_lock, pid);
     let segment = world.consuming();

@@ -44,11 +44,9 @@ impl<'a> Consumer<'a> {
     /// # Errors
     /// [`Corrupt`].
     pub fn open(segment: &'a Segment) -> Result<Self, Corrupt> {
-        let direction = segment.rx();
-        let look = |head| Span::checked(head, direction.tail.load(Acquire), segment.capacity());
-        let span = Span::of(&direction.head, look)?;
-        // After `tail`: with the bytes comes the base.
-        Ok(Self::new(segment, span, direction.base.load(Relaxed), None))
+        let mut consumer = Self::new(segment, None);
+        consumer.refresh()?;
+        Ok(consumer)
     }
 
     /// The same without a look at `tail`, as long as what was `seen` of it can be true: there may be more bytes than it says ([`Self::refresh`]).
@@ -57,27 +55,21 @@ impl<'a> Consumer<'a> {
     /// [`Corrupt`].
     #[inline]
     pub fn open_seen(segment: &'a Segment, seen: &'a SeenTail) -> Result<Self, Corrupt> {
+        let mut consumer = Self::new(segment, Some(seen));
         let (tail, base) = (seen.tail.load(Acquire), seen.base.load(Relaxed));
-        match Span::checked(segment.rx().head.load(Relaxed), tail, segment.capacity()) {
-            Ok(span) => Ok(Self::new(segment, span, base, Some(seen))),
+        match Span::checked(consumer.direction.head.load(Relaxed), tail, segment.capacity()) {
+            Ok(span) => (consumer.span, consumer.base) = (span, base),
             // A relative has read since.
-            Err(Corrupt) => {
-                let fresh = Self::open(segment)?;
-                fresh.remember(seen);
-                Ok(Self { seen: Some(seen), ..fresh })
-            }
+            Err(Corrupt) => consumer.refresh()?,
         }
+        Ok(consumer)
     }
 
+    /// Not looked at yet.
     #[inline]
-    fn new(segment: &'a Segment, span: Span, base: u64, seen: Option<&'a SeenTail>) -> Self {
-        Self { direction: segment.rx(), bytes: segment.rx_bytes(), capacity: segment.capacity(), span, taken: 0, base, seen }
-    }
-
-    #[inline]
-    fn remember(&self, seen: &SeenTail) {
-        seen.tail.store(self.span.tail, Relaxed);
-        seen.base.store(self.base, Relaxed);
+    fn new(segment: &'a Segment, seen: Option<&'a SeenTail>) -> Self {
+        let span = Span { head: 0, tail: 0 };
+        Self { direction: segment.rx(), bytes: segment.rx_bytes(), capacity: segment.capacity(), span, taken: 0, base: 0, seen }
     }
 
     /// Looks at `tail`, before anything is taken.
@@ -88,9 +80,11 @@ impl<'a> Consumer<'a> {
     pub fn refresh(&mut self) -> Result<(), Corrupt> {
         let direction = self.direction;
         self.span = Span::of(&direction.head, |head| Span::checked(head, direction.tail.load(Acquire), self.capacity))?;
+        // After `tail`: with the bytes comes the base.
         self.base = direction.base.load(Relaxed);
         if let Some(seen) = self.seen {
-            self.remember(seen);
+            seen.tail.store(self.span.tail, Relaxed);
+            seen.base.store(self.base, Relaxed);
         }
         Ok(())
     }

@@ -50,10 +50,9 @@ impl<'a> Producer<'a> {
     /// # Errors
     /// [`Corrupt`].
     pub fn open(segment: &'a Segment) -> Result<Self, Corrupt> {
-        let direction = segment.tx();
-        let look = |tail| Span::checked(direction.head.load(Acquire), tail, segment.capacity());
-        let span = Span::of(&direction.tail, look)?;
-        Ok(Self::new(segment, span, None))
+        let mut producer = Self::new(segment, None);
+        producer.refresh()?;
+        Ok(producer)
     }
 
     /// The same without a look at `head`, as long as what was `seen` of it can be true: there may be more room than it says ([`Self::refresh`]).
@@ -62,23 +61,20 @@ impl<'a> Producer<'a> {
     /// [`Corrupt`].
     #[inline]
     pub fn open_seen(segment: &'a Segment, seen: &'a SeenHead) -> Result<Self, Corrupt> {
-        let tail = segment.tx().tail.load(Relaxed);
-        match Span::checked(seen.0.load(Acquire), tail, segment.capacity()) {
-            Ok(span) => Ok(Self::new(segment, span, Some(seen))),
+        let mut producer = Self::new(segment, Some(seen));
+        match Span::checked(seen.0.load(Acquire), producer.direction.tail.load(Relaxed), segment.capacity()) {
+            Ok(span) => (producer.span, producer.base) = (span, producer.direction.base.load(Relaxed)),
             // A relative has written since. The loads are in no order that a signal handler respects: the thorough way is.
-            Err(Corrupt) => {
-                let span = Self::open(segment)?.span;
-                seen.0.store(span.head, Relaxed);
-                Ok(Self::new(segment, span, Some(seen)))
-            }
+            Err(Corrupt) => producer.refresh()?,
         }
+        Ok(producer)
     }
 
+    /// Not looked at yet.
     #[inline]
-    fn new(segment: &'a Segment, span: Span, seen: Option<&'a SeenHead>) -> Self {
-        let direction = segment.tx();
-        let base = direction.base.load(Relaxed);
-        Self { direction, bytes: segment.tx_bytes(), capacity: segment.capacity(), span, written: 0, base, seen }
+    fn new(segment: &'a Segment, seen: Option<&'a SeenHead>) -> Self {
+        let span = Span { head: 0, tail: 0 };
+        Self { direction: segment.tx(), bytes: segment.tx_bytes(), capacity: segment.capacity(), span, written: 0, base: 0, seen }
     }
 
     /// Looks at `head`, before anything is copied.

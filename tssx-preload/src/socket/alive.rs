@@ -50,7 +50,7 @@ pub(super) fn look(fd: c_int, endpoint: &Endpoint, segment: &Segment, now: u64) 
         return Belief::Lives;
     }
     if has_moved(endpoint, segment, now, just_wrote) {
-        endpoint.last_alive.store(now, Relaxed);
+        answered(endpoint, now);
         return Belief::Lives;
     }
     if age < recent {
@@ -69,7 +69,7 @@ pub(super) fn writes(endpoint: &Endpoint, now: u64) {
     endpoint.last_write.store(now, Relaxed);
 }
 
-/// A doorbell was taken.
+/// It has shown, or a doorbell was taken.
 #[inline]
 pub(super) fn answered(endpoint: &Endpoint, now: u64) {
     endpoint.last_alive.store(now, Relaxed);

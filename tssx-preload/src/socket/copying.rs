@@ -60,7 +60,7 @@ pub(super) fn help(tx: &Locked, segment: &Segment) -> bool {
     producer.rebase(job.base);
     // SAFETY: what the interrupted call found to be readable.
     job.parts.walk(job.from, job.length, |from, length| unsafe { producer.copy_in(from, length) });
-    tx.slot.count_into_ring(job.length as u64, 0);
+    tx.slot.count_bytes_into_ring(job.length as u64);
     job.done.set(producer.publish());
     compiler_fence(SeqCst);
     true
@@ -86,7 +86,7 @@ pub(super) fn copy(tx: &Locked, mut producer: Producer<'_>, parts: &Parts<'_>, f
     compiler_fence(SeqCst);
     tx.endpoint.job.store(outer, Relaxed);
     if published {
-        tx.slot.count_into_ring(count as u64, 0);
+        tx.slot.count_bytes_into_ring(count as u64);
     }
     (published || job.done.get()).then_some(count)
 }

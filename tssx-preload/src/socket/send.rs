@@ -150,7 +150,9 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
     match attempt(fd, &tx, segment, call.parts, call.sent) {
         Attempt::Wrote(count) => {
             // One operation of the program, however many looks it takes.
-            slot.count_into_ring(0, u64::from(call.sent == 0));
+            if call.sent == 0 {
+                slot.count_call_into_ring();
+            }
             endpoint.gathering.sent();
             call.sent += count;
             (call.sent >= call.parts.total()).then_some(Ok(call.sent))
@@ -327,7 +329,7 @@ fn attempt(fd: c_int, tx: &Locked, segment: &Segment, parts: &Parts<'_>, sent: u
         Ok(true) => alive::answered(tx.endpoint, now),
         Ok(false) => {}
         Err(_) if belief == Belief::Unproven && alive::take_back(fd, segment, from, from.wrapping_add(count as u64)) => {
-            tx.slot.count_into_ring((count as u64).wrapping_neg(), 0);
+            tx.slot.count_bytes_into_ring((count as u64).wrapping_neg());
             return Attempt::Gone;
         }
         // The peer has gone since we looked, perhaps after it read these very bytes: they were written to a living peer, and the next call
