@@ -51,14 +51,13 @@ pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd:
         control::changed(epoll_fd, operation, fd, None, None);
         return 0;
     }
-    let mut revived = Revived::No;
-    if postponed::any() {
-        if operation == libc::EPOLL_CTL_ADD && there() {
-            // SAFETY: there is memory; `epoll_event` is packed, so any address is aligned.
-            revived = postponed::revive(epoll_fd, fd, unsafe { event.read_unaligned() });
-        }
-        postponed::settle(); // what was postponed is another stream's
-    }
+    let revived = if operation == libc::EPOLL_CTL_ADD && postponed::any() && there() {
+        // SAFETY: there is memory; `epoll_event` is packed, so any address is aligned.
+        postponed::revive(epoll_fd, fd, unsafe { event.read_unaligned() })
+    } else {
+        postponed::settle();
+        Revived::No
+    };
     let noted = if operation != libc::EPOLL_CTL_DEL && fd_table::stream(fd).is_some() && there() {
         // SAFETY: there is memory; `epoll_event` is packed, so any address is aligned.
         control::before_change(epoll_fd, fd, unsafe { event.read_unaligned() })
@@ -66,12 +65,15 @@ pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd:
         None
     };
     // SAFETY: the caller keeps epoll_ctl(2)'s contract.
+    let tell = |operation: c_int| unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) };
     let result = match revived {
         Revived::Same => 0,
-        // SAFETY: as above.
-        Revived::Changed if unsafe { next::epoll_ctl(epoll_fd, libc::EPOLL_CTL_MOD, fd, event) } == 0 => 0,
-        // SAFETY: as above. If the entry went with a descriptor that was closed unseen, it is made anew.
-        Revived::Changed | Revived::No => unsafe { next::epoll_ctl(epoll_fd, operation, fd, event) },
+        // If the entry went with a descriptor that was closed unseen, it is made anew.
+        Revived::Changed => match tell(libc::EPOLL_CTL_MOD) {
+            0 => 0,
+            _ => tell(operation),
+        },
+        Revived::No => tell(operation),
     };
     if result < 0 {
         let kept = errno::get();

@@ -20,19 +20,19 @@ pub(super) const NO_MASK: *const sigset_t = core::ptr::null();
 /// Descriptors that one call can name: more than a process can have (fs.nr_open) are refused by the kernel.
 pub(super) const ARRAY_MAX: usize = 1 << 20;
 
-/// The program's array, if it can be one and a ring is concerned.
+/// The program's array, if it can be one and names any descriptor of ours.
 ///
 /// # Safety
 /// As poll(2).
 #[inline(never)]
-unsafe fn array<'a>(fds: *mut pollfd, count: nfds_t) -> Option<&'a mut [pollfd]> {
+unsafe fn naming_ours<'a>(fds: *mut pollfd, count: nfds_t) -> Option<&'a mut [pollfd]> {
     let count = usize::try_from(count).ok().filter(|count| *count <= ARRAY_MAX)?;
     if !fds.is_aligned() || !user_memory::is_accessible(fds.addr(), count * size_of::<pollfd>(), Access::Write) {
         return None;
     }
     // SAFETY: the caller's promise, and there is memory.
     let fds = unsafe { core::slice::from_raw_parts_mut(fds, count) };
-    (fds.iter().any(|entry| fd_table::is_ours(entry.fd)) && polling::concerns_us(fds)).then_some(fds)
+    fds.iter().any(|entry| fd_table::is_ours(entry.fd)).then_some(fds)
 }
 
 /// The program's time-out; `None` for one that the kernel refuses: no time, or no memory.
@@ -83,31 +83,17 @@ unsafe fn poll_anyhow(
     plain: impl FnOnce() -> c_int,
 ) -> c_int {
     // SAFETY: the caller's.
-    if let Some(fds) = unsafe { array(fds, count) } {
-        return errno::int(poll_with(fds, deadline(), mask));
-    }
-    // SAFETY: as above.
-    if !unsafe { names_ours(fds, count) } {
-        return plain();
-    }
+    let Some(named) = (unsafe { naming_ours(fds, count) }) else { return plain() };
     let deadline = deadline();
+    if polling::concerns_us(named) {
+        return errno::int(poll_with(named, deadline, mask));
+    }
     let found = plain();
-    // SAFETY: as above.
-    match (found > 0).then(|| unsafe { array(fds, count) }).flatten() {
-        Some(fds) => errno::int(poll_with(fds, deadline, mask)),
+    // SAFETY: as above. The kernel has written to the array.
+    match (found > 0).then(|| unsafe { naming_ours(fds, count) }).flatten().filter(|named| polling::concerns_us(named)) {
+        Some(named) => errno::int(poll_with(named, deadline, mask)),
         None => found,
     }
-}
-
-/// Whether the program's array, which was looked at, names any descriptor of ours: then a connection may move into a ring during the wait.
-///
-/// # Safety
-/// As poll(2).
-unsafe fn names_ours(fds: *mut pollfd, count: nfds_t) -> bool {
-    let Some(count) = usize::try_from(count).ok().filter(|count| *count <= ARRAY_MAX && fds.is_aligned()) else { return false };
-    // SAFETY: the caller's promise, and there is memory.
-    user_memory::is_accessible(fds.addr(), count * size_of::<pollfd>(), Access::Write)
-        && unsafe { core::slice::from_raw_parts(fds, count) }.iter().any(|entry| fd_table::is_ours(entry.fd))
 }
 
 /// poll(2) under its internal name.
@@ -165,9 +151,6 @@ fn check_size(count: nfds_t, size: size_t) {
 /// # Safety
 /// As select(2).
 unsafe fn sets(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set) -> Option<Sets> {
-    if !fd_table::has_streams() {
-        return None;
-    }
     let count = usize::try_from(count).ok().filter(|count| *count <= DESCRIPTORS_MAX)?;
     let bytes = count.div_ceil(c_ulong::BITS as usize) * size_of::<c_ulong>();
     let there = |set: *mut fd_set| set.is_null() || user_memory::is_accessible(set.addr(), bytes, Access::Write);
@@ -272,7 +255,11 @@ pub(crate) unsafe extern "C" fn pselect(
     timeout: *const timespec,
     mask: *const sigset_t,
 ) -> c_int {
-    // SAFETY: the caller keeps pselect(2)'s contract.
+    if !fd_table::has_streams() {
+        // SAFETY: the caller keeps pselect(2)'s contract.
+        return unsafe { next::pselect(count, read, write, except, timeout, mask) };
+    }
+    // SAFETY: as above.
     let (sets, time) = unsafe { (sets(count, read, write, except), deadline(timeout)) };
     match (sets, time) {
         (Some(sets), Some(deadline)) => errno::int(select_with(sets, deadline, mask)),

@@ -127,7 +127,7 @@ pub(crate) fn changed(epoll: c_int, operation: c_int, fd: c_int, event: Option<e
         return;
     };
     let known = fd_table::epoll(epoll);
-    let Some(set) = known.or_else(|| adopt_unknown(epoll)) else {
+    let Some(set) = known.or_else(|| adopt(epoll)) else {
         recall::wind_down(fd, Reason::EpollMode);
         return;
     };
@@ -186,18 +186,17 @@ pub(crate) fn after_fork_in_child() {
 
 /// A new epoll descriptor. Without memory for its notes they begin with its first stream.
 pub(crate) fn created(epoll: c_int) {
-    let _ = adopt(epoll);
+    let _ = begin(epoll);
 }
 
-/// An epoll descriptor that was made before we were asked, perhaps by another process, which has it still.
-fn adopt_unknown(epoll: c_int) -> Option<&'static EpollSet> {
-    let set = adopt(epoll);
-    set.into_iter().for_each(EpollSet::share);
-    set
-}
-
-/// An epoll descriptor that is new, or was made before we were asked: notes begin now.
+/// An epoll descriptor of which nothing was known: made before we were asked, perhaps by another process, which has it still.
 pub(super) fn adopt(epoll: c_int) -> Option<&'static EpollSet> {
+    let known = fd_table::epoll(epoll);
+    known.or_else(|| begin(epoll).inspect(|set| set.share()))
+}
+
+/// Notes about an epoll descriptor begin now.
+fn begin(epoll: c_int) -> Option<&'static EpollSet> {
     init::active()?;
     // Two threads may add the first streams at the same time: there must be one set.
     let _guard = held::acquire(&ADOPTING, Kind::Other);

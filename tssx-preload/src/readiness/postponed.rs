@@ -66,7 +66,7 @@ const PLAIN: u32 = (libc::EPOLLIN
 /// What is left to do for an EPOLL_CTL_ADD.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Revived {
-    /// All: nothing was postponed, or something else.
+    /// All: nothing was postponed.
     No,
     /// The kernel's entry has to be changed.
     Changed,
@@ -140,7 +140,7 @@ fn is_unseen(set: &'static EpollSet, fd: c_int, endpoint: &'static Endpoint) -> 
         && edge::ends(rx.slot, &segment) == 0
 }
 
-/// EPOLL_CTL_ADD: takes the postponed removal back, if it was of this stream in this set.
+/// EPOLL_CTL_ADD: takes the postponed removal back, if it was of this stream in this set; makes up for it, if it was another's.
 pub(crate) fn revive(epoll: c_int, fd: c_int, event: epoll_event) -> Revived {
     if STATE.compare_exchange(SET, BUSY, Acquire, Relaxed).is_err() {
         return Revived::No;
@@ -153,6 +153,7 @@ pub(crate) fn revive(epoll: c_int, fd: c_int, event: epoll_event) -> Revived {
         && event.events & !PLAIN == 0;
     if !ours {
         STATE.store(SET, Release);
+        settle();
         return Revived::No;
     }
     let unchanged = REMOVAL.events.load(Relaxed) == event.events && REMOVAL.data.load(Relaxed) == { event.u64 };
