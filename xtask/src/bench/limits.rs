@@ -7,9 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::workload::run_on;
 
 /// Round trips of one measurement.
 const ROUND_TRIPS: u32 = 200_000;
@@ -60,7 +60,7 @@ fn ping_pong() -> Result<f64> {
     let (there, back) = (Line::default(), Line::default());
     thread::scope(|scope| {
         let answering = scope.spawn(|| {
-            let pinned = pin(1);
+            let pinned = run_on(&[1]);
             // Answers even where it could not be pinned: the other waits.
             for round in 1..=ROUND_TRIPS {
                 wait_for(&there, round);
@@ -69,7 +69,7 @@ fn ping_pong() -> Result<f64> {
             pinned
         });
         let asking = scope.spawn(|| {
-            let pinned = pin(0);
+            let pinned = run_on(&[0]);
             let start = Instant::now();
             for round in 1..=ROUND_TRIPS {
                 there.0.store(round, Ordering::Release);
@@ -88,12 +88,6 @@ fn wait_for(line: &Line, round: u32) {
     while line.0.load(Ordering::Acquire) != round {
         spin_loop();
     }
-}
-
-fn pin(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
 fn copying(size: usize) -> f64 {

@@ -134,14 +134,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 struct Pinned;
 
 fn pin(place: &Place) -> Result<Pinned> {
-    let mut set = CpuSet::new();
-    for cpu in &place.cpu {
-        set.set(*cpu)?;
-    }
     if !place.cpu.is_empty() {
-        sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cannot run on CPU {:?}", place.cpu))?;
+        run_on(&place.cpu)?;
     }
     Ok(Pinned)
+}
+
+/// Lets the calling thread run on these CPUs alone.
+pub(crate) fn run_on(cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cannot run on CPU {cpus:?}"))
 }
 
 fn report(figures: Result<Vec<Figures>>) -> Result<()> {
