@@ -10,7 +10,9 @@
 //! doorbell by sleeping: a blocked receive only looks (MSG_PEEK), so it can be left by a signal or a cancellation at any moment,
 //! and never takes a byte or a descriptor of the program's in a doorbell's place. A doorbell is taken only under the receiving
 //! lock and only if it is *stale*: sent before the ring was seen empty ([`stale`]). So as long as the ring holds bytes and
-//! somebody sleeps, the kernel's queue holds a byte, whoever else reads.
+//! somebody sleeps, the kernel's queue holds a byte, whoever else reads. Nor is it taken from under somebody whom it has woken and
+//! who has not run yet, and would sleep on unannounced: where others may sleep, the order is *count what is stale, announce, look at the
+//! ring, take*. Bytes that the look does not see ring, and what they ring is not among the stale.
 //!
 //! **Writable.** A producer that finds the ring full sets `writer_waiting`, sends junk bytes until the kernel refuses more
 //! (its send buffer was made as small as the kernel allows when the direction moved into the ring, so that is one system

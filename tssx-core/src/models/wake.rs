@@ -29,6 +29,8 @@ enum Flaw {
     TakesFreshDoorbells,
     /// A sleeper takes the doorbell with it, although others may share the end.
     Eats,
+    /// Doorbells that have woken a sleeper are taken before it runs, by one who does not announce anybody.
+    TakesUnannounced,
 }
 
 /// send.rs, `attempt`: one byte.
@@ -65,12 +67,21 @@ fn holds_bytes(world: &World) -> bool {
     segment.rx().head.load(Relaxed) != segment.rx().tail.load(Acquire)
 }
 
-/// Takes doorbells where the ring was seen empty and others may sleep.
-fn drain(world: &World, stale: u64, flaw: Flaw) {
+/// receive.rs, `announce_for_others`, and the taking of doorbells where the ring was seen empty and others may sleep: they
+/// are announced first, unless the caller has. True if the ring is not empty any more, so that the doorbells stay.
+fn drain(world: &World, stale: u64, announced: bool, flaw: Flaw) -> bool {
     let most = if flaw == Flaw::TakesFreshDoorbells { doorbell::ALL } else { stale };
+    let others = world.rx.rx_waiters.load(Relaxed) > 0;
+    if most > 0 && others && !announced && flaw != Flaw::TakesUnannounced {
+        doorbell::announce(&world.consuming());
+    }
+    if holds_bytes(world) {
+        return true;
+    }
     if most > 0 {
         doorbell::drain(0, &world.rx, &world.consuming(), most);
     }
+    false
 }
 
 /// receive.rs, `receive` by `from_ring` and `sleep`: one byte, blocking.
@@ -82,8 +93,10 @@ fn receive(world: &World, pid: u64, flaw: Flaw) -> u8 {
         if let Some(byte) = take(world, flaw) {
             return byte;
         }
+        if drain(world, stale, false, flaw) {
+            continue;
+        }
         slot.rx_waiters.fetch_add(1, Relaxed);
-        drain(world, stale, flaw);
         unfenced_if(flaw == Flaw::AnnounceUnfenced, || doorbell::announce(&segment));
         if flaw != Flaw::NoSecondLook && holds_bytes(world) {
             slot.rx_waiters.fetch_sub(1, Relaxed);
@@ -110,10 +123,8 @@ fn poll_and_receive(world: &World, pid: u64, flaw: Flaw) -> u8 {
             let _guard = lock::acquire(&slot.rx_lock, pid);
             slot.rx_waiters.fetch_add(1, Relaxed);
             let stale = doorbell::stale(slot, &segment);
-            if !holds_bytes(world) && doorbell::outstanding(slot, &segment) {
-                drain(world, stale, flaw);
-            }
             doorbell::announce(&segment);
+            drain(world, stale, true, flaw);
         }
         if !holds_bytes(world) {
             kernel::receive_one(true);
@@ -124,10 +135,20 @@ fn poll_and_receive(world: &World, pid: u64, flaw: Flaw) -> u8 {
         if let Some(byte) = take(world, Flaw::None) {
             return byte;
         }
-        drain(world, stale, flaw);
+        drain(world, stale, false, flaw);
         // Woken by a doorbell that is not counted yet, or for bytes that another took: loom must let the others go on.
         kernel::yield_now();
     }
+}
+
+/// empty.rs, `ask`, behind a look at the ring: one byte, if there is one, without waiting.
+fn receive_now(world: &World, pid: u64, flaw: Flaw) -> Option<u8> {
+    let _guard = lock::acquire(&world.rx.rx_lock, pid);
+    take(world, flaw).or_else(|| {
+        let stale = doorbell::waiting(0);
+        drain(world, stale, false, flaw);
+        take(world, flaw)
+    })
 }
 
 /// A ring that has been in use: nobody is announced, the send buffer is small.
@@ -167,6 +188,31 @@ fn two_sleepers(flaw: Flaw, polls: bool) {
         assert_eq!(own + theirs, 3);
         producer.join().expect("producer");
     });
+}
+
+/// One who does not wait takes at most all messages but one, which is the sleeper's.
+fn beside_one_who_looks(flaw: Flaw) {
+    explore(&format!("a sleeper beside one who does not wait, {flaw:?}"), 2, move || {
+        let world = in_ring(4);
+        let (one, other) = (Arc::clone(&world), Arc::clone(&world));
+        let producer = thread::spawn(move || (1..=3).for_each(|byte| send(&one, byte, flaw)));
+        let looker = thread::spawn(move || [receive_now(&other, 2, flaw), receive_now(&other, 2, flaw)]);
+        let own = receive(&world, 1, flaw);
+        let theirs = looker.join().expect("looker");
+        assert!(!theirs.contains(&Some(own)));
+        producer.join().expect("producer");
+    });
+}
+
+#[test]
+fn a_sleeper_is_woken_beside_one_who_does_not_wait() {
+    beside_one_who_looks(Flaw::None);
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn flaw_a_doorbell_taken_that_a_sleeper_was_woken_by() {
+    beside_one_who_looks(Flaw::TakesUnannounced);
 }
 
 #[test]

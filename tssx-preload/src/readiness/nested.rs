@@ -55,9 +55,11 @@ fn take_stale(set: &'static EpollSet) {
         let Some((fd, rx)) = Handle::of(&watch).lock() else { continue };
         let Some(segment) = rx.segment.filter(|segment| state::concerns_us(rx.slot, segment)) else { continue };
         let stale = doorbell::stale(rx.slot, &segment);
-        if stale > 0 && state::from_rings(rx.slot, &segment) & READABLE == 0 {
-            doorbell::take_doorbells(fd, rx.slot, &segment, stale);
+        if stale > 0 {
             doorbell::announce(&segment);
+            if state::from_rings(rx.slot, &segment) & READABLE == 0 {
+                doorbell::take_doorbells(fd, rx.slot, &segment, stale);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use tssx_core::{clock, doorbell, switchover, sys};
 
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::process::log;
-use crate::socket::{recall, reset};
+use crate::socket::{recall, receive, reset};
 
 /// poll(2)'s names for "bytes can be read", and for "bytes can be written".
 pub(crate) const READABLE: i16 = libc::POLLIN | libc::POLLRDNORM;
@@ -137,12 +137,14 @@ fn is_end(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
         return kernel_is_readable(fd);
     }
     let stale = doorbell::waiting(fd);
+    if stale > 0 {
+        receive::announce_for_others(rx.endpoint, rx.slot, segment);
+    }
     if from_rings(rx.slot, segment) & READABLE != 0 {
         return true;
     }
-    let taken = if stale > 0 { doorbell::take_doorbells(fd, rx.slot, segment, stale) } else { 0 };
-    if rx.endpoint.watchers.any() && taken > 0 {
-        doorbell::announce(segment);
+    if stale > 0 {
+        doorbell::take_doorbells(fd, rx.slot, segment, stale);
     }
     let bytes = from_rings(rx.slot, segment) & READABLE != 0;
     bytes || doorbell::is_at_end(fd) || (switchover::try_resume(fd, rx.slot, segment) && kernel_is_readable(fd))
@@ -170,11 +172,12 @@ pub(crate) fn prepare_to_wait(fd: c_int, rx: &Locked, segment: &Segment) -> bool
         return false;
     }
     let empty = || from_rings(rx.slot, segment) & READABLE == 0;
+    // Counted before the announcement: what is rung for it stays.
     let stale = doorbell::stale(rx.slot, segment);
+    doorbell::announce(segment);
     if stale > 0 && empty() {
         doorbell::take_doorbells(fd, rx.slot, segment, stale);
     }
-    doorbell::announce(segment);
     !empty() || switchover::try_resume(fd, rx.slot, segment)
 }
 

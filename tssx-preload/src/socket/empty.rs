@@ -9,7 +9,7 @@ use tssx_core::segment::Segment;
 use tssx_core::{switchover, sys};
 
 use super::abandon::guarded;
-use super::receive::{Call, Step, holds_bytes, rearm};
+use super::receive::{Call, Step, announce_for_others, holds_bytes};
 use super::{alive, recall, reset, wait};
 use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
 use crate::errno::{Errno, Result};
@@ -25,13 +25,13 @@ pub(super) fn look_at_kernel(call: &Call<'_, '_>, rx: &Locked, segment: &Segment
 /// Takes the doorbells that nobody needs and looks behind them. EAGAIN if there is nothing.
 fn ask(call: &Call<'_, '_>, endpoint: &Endpoint, slot: &Slot, segment: &Segment) -> Step {
     let stale = doorbell::waiting(call.fd);
+    if stale > 0 {
+        announce_for_others(endpoint, slot, segment);
+    }
     if holds_bytes(segment) {
         return Step::Again;
     }
     let drained = doorbell::drain(call.fd, slot, segment, stale);
-    if matches!(drained, Drained::Empty(1..)) {
-        rearm(endpoint, segment);
-    }
     if holds_bytes(segment) {
         if let Drained::Failed(errno) = drained {
             reset::owe(slot, errno);
@@ -65,26 +65,27 @@ pub(super) fn wait_for_bytes(call: &mut Call<'_, '_>, rx: Locked, segment: &Segm
 fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'static Endpoint) -> Step {
     let slot = rx.slot;
     let stale = if call.woken { doorbell::waiting(call.fd) } else { doorbell::stale(slot, segment) };
+    if stale > 0 {
+        announce_for_others(endpoint, slot, segment);
+    }
     if holds_bytes(segment) {
         return Step::Again;
     }
     if stale > 0 {
         doorbell::take_doorbells(call.fd, slot, segment, stale);
     }
+    // Before the announcement, which a handler of this thread may otherwise use up.
+    slot.rx_waiters.fetch_add(1, Relaxed);
     doorbell::announce(segment);
     if holds_bytes(segment) {
+        woken(slot);
         return Step::Again;
     }
-    slot.rx_waiters.fetch_add(1, Relaxed);
     slot.sleeps.fetch_add(1, Relaxed);
     drop(rx);
-    let woken = || {
-        let before = slot.rx_waiters.load(Relaxed);
-        slot.rx_waiters.store(before.saturating_sub(1), Relaxed);
-    };
     let undo = || {
         let guard = endpoint.lock(slot, Way::Rx);
-        woken();
+        woken(slot);
         drop(guard);
         endpoint.unpin();
     };
@@ -96,7 +97,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     };
     call.follow();
     let _guard = endpoint.lock(slot, Way::Rx);
-    woken();
+    woken(slot);
     if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited {
         call.interrupted = Some(errno);
         if segment.rx().head.load(Relaxed) != segment.rx().tail.load(Acquire) || switchover::kernel_follows(call.fd, slot, segment)
@@ -121,6 +122,12 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
         Ok(Waited::Event | Waited::Closed) => after_event(call, endpoint, slot, segment, waited == Ok(Waited::Closed)),
         Err(errno) => call.finish(reset::failed(slot, segment, errno)),
     }
+}
+
+/// One sleeper fewer; under the receiving lock.
+fn woken(slot: &Slot) {
+    let before = slot.rx_waiters.load(Relaxed);
+    slot.rx_waiters.store(before.saturating_sub(1), Relaxed);
 }
 
 /// What a sleep ended with.

@@ -444,11 +444,11 @@ fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: C
 /// that is left to a later read.
 fn release(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
     let stale = doorbell::stale(rx.slot, segment);
+    announce_for_others(rx.endpoint, rx.slot, segment);
     if holds_bytes(segment) && !nobody_waits(rx) {
         return false;
     }
     doorbell::take_doorbells(fd, rx.slot, segment, stale);
-    rearm(rx.endpoint, segment);
     true
 }
 
@@ -457,12 +457,15 @@ fn release(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
 /// that goes to wait counts itself asleep and then looks whether it was told, we tell and then look who is asleep.
 fn nobody_waits(rx: &Locked) -> bool {
     rx.endpoint.watchers.call_attention(rx.endpoint);
-    rx.slot.rx_waiters.load(Relaxed) == 0 && !rx.endpoint.watchers.any_asleep()
+    // A relative may be asleep in an epoll set of its own, which nobody counts here.
+    rx.slot.rx_waiters.load(Relaxed) == 0 && rx.slot.holders.load(Relaxed) == 1 && !rx.endpoint.watchers.any_asleep()
 }
 
-/// After doorbells were taken: an epoll set of ours may rely on the kernel to tell it of the next bytes.
-pub(super) fn rearm(endpoint: &Endpoint, segment: &Segment) {
-    if endpoint.watchers.any() {
+/// Before doorbells are taken: the bytes that they were rung for may be gone, but whoever else was woken by them may not have seen that yet, and
+/// sleeps on without an announcement once they are taken: another thread, or a relative, in a receive or in poll, or an epoll set that leaves the
+/// stream to the kernel. The caller looks at the ring again before it takes them: what comes after that look rings.
+pub(crate) fn announce_for_others(endpoint: &Endpoint, slot: &Slot, segment: &Segment) {
+    if endpoint.watchers.any() || slot.rx_waiters.load(Relaxed) != 0 || slot.holders.load(Relaxed) != 1 {
         doorbell::announce(segment);
     }
 }

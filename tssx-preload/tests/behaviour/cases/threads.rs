@@ -1,5 +1,7 @@
 //! Several threads on one stream: who is woken, who is not, and what stays whole.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use crate::harness::{Case, Expect};
@@ -19,6 +21,12 @@ pub(super) const CASES: &[Case] = &[
         name: "records-of-many-threads-stay-whole",
         server: records_server,
         client: records_client,
+        expect: Expect::Accelerated,
+    },
+    Case {
+        name: "a-blocked-reader-beside-one-that-does-not-wait",
+        server: looker_server,
+        client: looker_client,
         expect: Expect::Accelerated,
     },
     Case { name: "a-poller-beside-a-reader", server: beside_server, client: beside_client, expect: Expect::Accelerated },
@@ -187,7 +195,7 @@ fn beside_server(role: &Role) {
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            while !done.load(SeqCst) {
                 let _ = sys::poll(fd, libc::POLLIN, Duration::from_millis(3));
             }
         });
@@ -196,7 +204,7 @@ fn beside_server(role: &Role) {
             assert_eq!(sys::recv(fd, &mut into, libc::MSG_WAITALL), Ok(64));
             write_all(fd, &into);
         }
-        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        done.store(true, SeqCst);
     });
     role.say("500 echoes");
 }
@@ -226,4 +234,43 @@ fn full_both(role: &Role) {
         role.note("total", total);
     });
     role.meet();
+}
+
+/// Bytes of one round, and how many of them may be read without waiting: the last are the blocked reader's alone.
+const ALL: usize = 60;
+const LOOKED_FOR: usize = 20;
+
+/// One thread takes bytes that another was woken for, before that one runs; then it stops, and the other must be woken for what follows.
+fn looker_server(role: &Role) {
+    let fd = role.open_warm();
+    for _ in 0..10 {
+        let read = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while read.load(SeqCst) < ALL && sys::read(fd, &mut [0; 1]) == Ok(1) {
+                    read.fetch_add(1, SeqCst);
+                }
+            });
+            let mut own = 0;
+            while own < LOOKED_FOR && read.load(SeqCst) < ALL / 2 {
+                if sys::recv(fd, &mut [0; 1], libc::MSG_DONTWAIT) == Ok(1) {
+                    read.fetch_add(1, SeqCst);
+                    own += 1;
+                }
+            }
+        });
+        role.note("all are read", read.load(SeqCst));
+        role.meet();
+    }
+}
+
+fn looker_client(role: &Role) {
+    let fd = role.open_warm();
+    for _ in 0..10 {
+        for _ in 0..ALL {
+            write_all(fd, b"x");
+            std::thread::sleep(Duration::from_micros(30));
+        }
+        role.meet();
+    }
 }
