@@ -13,6 +13,7 @@
 //! Nothing here knows libc's symbol names, environment variables or the command line.
 #![cfg_attr(not(test), no_std)]
 
+pub mod budget;
 pub mod clock;
 pub mod diag;
 pub mod doorbell;

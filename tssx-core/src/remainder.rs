@@ -12,9 +12,6 @@ use crate::ring::consumer::Consumer;
 use crate::ring::producer::Producer;
 use crate::segment::{Segment, Side};
 
-/// Inode in such a segment's header: it belongs to no pair of sockets.
-const NO_INODE: u64 = 0;
-
 /// Bytes that were put into a segment of their own.
 #[derive(Clone, Copy, Debug)]
 pub struct Packed {
@@ -34,7 +31,7 @@ pub fn pack(segment: &Segment, side: Side) -> Option<Packed> {
     if length == 0 {
         return None;
     }
-    let (fresh, memfd) = Segment::create(length, NO_INODE, NO_INODE).ok()?;
+    let (fresh, memfd) = Segment::create_regardless(length).ok()?;
     let (base, capacity) = fresh.into_parts();
     // SAFETY: the parts of a mapping that lives until the end of this function.
     let writer = unsafe { Segment::from_parts(base, capacity, side.peer())? };
@@ -74,7 +71,7 @@ impl Packed {
 /// # Errors
 /// As [`Segment::adopt`].
 pub fn unpack(memfd: i32, side: Side) -> Result<Segment, Reason> {
-    let (base, capacity) = Segment::adopt(memfd, NO_INODE)?.into_parts();
+    let (base, capacity) = Segment::adopt_regardless(memfd)?.into_parts();
     // SAFETY: the parts of a mapping that was just made.
     unsafe { Segment::from_parts(base, capacity, side) }.ok_or(Reason::NoMemory)
 }

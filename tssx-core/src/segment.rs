@@ -9,6 +9,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use crate::budget;
 use crate::layout::{
     ASLEEP, CAPACITY_MAX, CAPACITY_MIN, DATA_OFFSET, DIRECTION_SIZE, DIRECTIONS_OFFSET, Direction, LINE, SEGMENT_MAGIC,
     SEGMENT_VERSION, SIDES_OFFSET, SegmentHeader, SideBlock, segment_size,
@@ -18,6 +19,9 @@ use crate::sys;
 
 /// Name given to memfd_create(2); `/proc/PID/maps` shows it as `/memfd:tssx-segment (deleted)`.
 pub const MEMFD_NAME: &core::ffi::CStr = c"tssx-segment";
+
+/// In the place of both inodes, for a segment that is no connection's.
+pub(crate) const NO_INODE: u64 = 0;
 
 /// The seals every segment carries, fcntl(2) F_ADD_SEALS.
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
@@ -55,9 +59,26 @@ impl Segment {
     /// Makes, seals and maps a new segment. The descriptor returned is for the peer; close it once it is sent.
     ///
     /// # Errors
-    /// [`Reason::NoMemory`] if any step fails; nothing is left behind.
+    /// [`Reason::NoMemory`] if any step fails, or the process's [bound](budget) is reached; nothing is left behind.
     pub fn create(capacity: u64, connector_inode: u64, acceptor_inode: u64) -> Result<(Self, i32), Reason> {
+        Self::make(capacity, connector_inode, acceptor_inode, budget::claim)
+    }
+
+    /// The same without a bound, for unread bytes that a new image is to find ([`crate::remainder`]).
+    pub(crate) fn create_regardless(capacity: u64) -> Result<(Self, i32), Reason> {
+        Self::make(capacity, NO_INODE, NO_INODE, budget::claim_regardless)
+    }
+
+    fn make(capacity: u64, connector: u64, acceptor: u64, claim: fn(u64) -> bool) -> Result<(Self, i32), Reason> {
         let capacity = capacity.clamp(CAPACITY_MIN, CAPACITY_MAX).next_power_of_two();
+        let size = segment_size(capacity);
+        if !claim(size) {
+            return Err(Reason::NoMemory);
+        }
+        Self::make_claimed(capacity, connector, acceptor).inspect_err(|_| budget::give_back(size))
+    }
+
+    fn make_claimed(capacity: u64, connector_inode: u64, acceptor_inode: u64) -> Result<(Self, i32), Reason> {
         let fd = sys::memfd_create(MEMFD_NAME, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING).map_err(|_| Reason::NoMemory)?;
         let Some(segment) = Self::fill(fd, capacity, connector_inode, acceptor_inode) else {
             sys::close(fd);
@@ -89,8 +110,17 @@ impl Segment {
     /// The descriptor stays the caller's.
     ///
     /// # Errors
-    /// [`Reason::BadSegment`] if a check fails, [`Reason::NoMemory`] if it cannot be mapped.
+    /// [`Reason::BadSegment`] if a check fails, [`Reason::NoMemory`] if it cannot be mapped, or the process's [bound](budget) is reached.
     pub fn adopt(fd: i32, acceptor_inode: u64) -> Result<Self, Reason> {
+        Self::adopt_if(fd, acceptor_inode, budget::claim)
+    }
+
+    /// The same without a bound, for unread bytes that the last image has left ([`crate::remainder`]).
+    pub(crate) fn adopt_regardless(fd: i32) -> Result<Self, Reason> {
+        Self::adopt_if(fd, NO_INODE, budget::claim_regardless)
+    }
+
+    fn adopt_if(fd: i32, acceptor_inode: u64, claim: fn(u64) -> bool) -> Result<Self, Reason> {
         let seals = sys::fcntl(fd, libc::F_GET_SEALS, 0).map_err(|_| Reason::BadSegment)?;
         let size = sys::fstat(fd).map_err(|_| Reason::BadSegment)?.size;
         let data = size.checked_sub(DATA_OFFSET as u64).ok_or(Reason::BadSegment)?;
@@ -101,7 +131,13 @@ impl Segment {
             return Err(Reason::BadSegment);
         }
         let length = usize::try_from(size).map_err(|_| Reason::BadSegment)?;
-        let base = sys::map(fd, length).ok().and_then(NonNull::new).ok_or(Reason::NoMemory)?;
+        if !claim(size) {
+            return Err(Reason::NoMemory);
+        }
+        let Some(base) = sys::map(fd, length).ok().and_then(NonNull::new) else {
+            budget::give_back(size);
+            return Err(Reason::NoMemory);
+        };
         let segment = Self { base, capacity, side: Side::Acceptor };
         let header = segment.header();
         let ours = header.magic.load(Acquire) == SEGMENT_MAGIC
@@ -124,6 +160,7 @@ impl Segment {
         if let Ok(size) = usize::try_from(segment_size(self.capacity)) {
             // SAFETY: base and size are those of the mapping; the caller vouches for the rest.
             unsafe { sys::unmap(self.base.as_ptr(), size) };
+            budget::give_back(segment_size(self.capacity));
         }
     }
 

@@ -12,7 +12,8 @@ use core::mem::{MaybeUninit, size_of};
 mod process;
 
 pub use process::{
-    abort, become_stranger, exit_group, getpid, getppid, is_stranger, limit, process_lives, rest, usable_cpus, yield_now,
+    abort, become_stranger, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest, usable_cpus,
+    yield_now,
 };
 
 /// An error number as the kernel returned it: positive, see errno(3).

@@ -10,6 +10,7 @@ use core::ffi::CStr;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use tssx_core::budget;
 use tssx_core::ledger::slots;
 use tssx_core::ledger::view::LedgerView;
 use tssx_core::sys;
@@ -117,11 +118,34 @@ fn configure() -> bool {
             }
         }
     }
+    let Some(memory_max) = variable(c"TSSX_MEMORY_MAX").map_or_else(default_memory_max, size) else {
+        complain(&[b"tssx: TSSX_MEMORY_MAX is no size (bytes, or a number with K, M, G or T); the library stays out of the way\n"]);
+        return false;
+    };
+    budget::limit(memory_max);
     SPIN.fetch_min(SPIN_US_BOUND, Relaxed);
     if sys::usable_cpus() == 1 {
         SPIN.store(0, Relaxed); // the peer cannot run while we spin
     }
     !policy.is_empty()
+}
+
+/// Half of the machine's memory.
+fn default_memory_max() -> Option<u64> {
+    Some(match sys::physical_memory() {
+        0 => u64::MAX,
+        bytes => bytes / 2,
+    })
+}
+
+/// A number of bytes, or of the units K, M, G, T, which are powers of 1024.
+fn size(text: &[u8]) -> Option<u64> {
+    let unit = text.last().and_then(|last| b"KMGT".iter().position(|unit| *unit == last.to_ascii_uppercase()));
+    let (digits, shift) = match (unit, text.split_last()) {
+        (Some(power), Some((_, digits))) => (digits, 10 * (power + 1)),
+        _ => (text, 0),
+    };
+    number(digits)?.checked_mul(1 << shift)
 }
 
 /// Tells of a variable that cannot be used, on standard error and in the log.

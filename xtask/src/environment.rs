@@ -3,7 +3,8 @@
 use std::process::Command;
 
 /// Everything that loads the library or steers it.
-const VARIABLES: [&str; 6] = ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_LOG"];
+const VARIABLES: [&str; 7] =
+    ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_MEMORY_MAX", "TSSX_LOG"];
 
 /// Takes from `command` what it would inherit of them.
 pub(crate) fn without_library(command: &mut Command) {

@@ -16,6 +16,15 @@ pub fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
     call(libc::SYS_prlimit64, asked).ok().map(|_| limit.rlim_cur)
 }
 
+/// The machine's memory, bytes, as sysinfo(2) says; 0 if it does not.
+#[must_use]
+pub fn physical_memory() -> u64 {
+    // SAFETY: all zero is a valid `sysinfo`.
+    let mut info: libc::sysinfo = unsafe { core::mem::zeroed() };
+    let asked = [core::ptr::from_mut(&mut info) as usize, 0, 0, 0, 0, 0];
+    call(libc::SYS_sysinfo, asked).map_or(0, |_| info.totalram.saturating_mul(u64::from(info.mem_unit)))
+}
+
 /// getpid(2).
 #[must_use]
 pub fn getpid() -> u32 {

@@ -26,7 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// The interpreter itself: `python3` may be a script, whose every process would log or complain.
-fn interpreter() -> Result<String, Failed> {
+pub(crate) fn interpreter() -> Result<String, Failed> {
     let output = Command::new("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output()?;
     Ok(String::from_utf8(output.stdout)?)
 }

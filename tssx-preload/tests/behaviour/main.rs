@@ -28,6 +28,7 @@ mod kills;
 mod ledger;
 mod library;
 mod log;
+mod memory;
 mod messages;
 mod mode;
 mod process;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
     trials.extend(symbols::trials());
     trials.extend(inert::trials());
     trials.extend(log::trials());
+    trials.extend(memory::trials());
     trials.extend(redis::trials());
     trials.extend(servers::trials());
     trials.push(Trial::test("nothing-is-left-behind", move || match census::Census::left_since(&before).as_slice() {
