@@ -68,6 +68,8 @@ struct Call<'a, 'p> {
     sent: usize,
     /// Once the call has waited it stays with the end that it waited on, whatever becomes of the descriptor's number.
     pin: Option<Pin>,
+    /// It was waiting for room while the peer was there: a peer that goes then raises no signal.
+    waited: bool,
     /// O_NONBLOCK as it was when the call began holds for all of it.
     blocking: Option<bool>,
 }
@@ -87,7 +89,7 @@ impl Call<'_, '_> {
 /// Sends `parts` on the stream at `fd`. `plain` is the program's own call, made where the kernel shall carry (or refuse) it.
 pub(crate) fn send(own: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() -> isize) -> Result<usize> {
     let mut fd = own;
-    let mut call = Call { parts, flags, sent: 0, pin: None, blocking: None };
+    let mut call = Call { parts, flags, sent: 0, pin: None, waited: false, blocking: None };
     test_cancel();
     loop {
         let ours = |tx: &Locked| call.pin.as_ref().is_none_or(|pin| core::ptr::eq(pin.endpoint(), tx.endpoint));
@@ -161,14 +163,14 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
         Attempt::Fault => Some(call.partly(Err(Errno(libc::EFAULT)))),
         Attempt::Corrupt => Some(call.partly(Err(Errno(libc::ECONNRESET)))),
         Attempt::Gone if call.sent > 0 => {
-            if call.pin.is_some() {
+            if call.waited {
                 reset::take_pending(fd, slot, segment); // the kernel's wait for room takes the error with it
             }
             Some(Ok(call.sent))
         }
         Attempt::Gone => {
             drop(tx);
-            if call.pin.is_some() {
+            if call.waited {
                 return Some(Err(broken(fd, slot, segment, Errno(libc::EPIPE))));
             }
             if let Err(errno) = refused(fd, call.flags) {
@@ -186,6 +188,13 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
             endpoint.count_refusal();
             call.pin.get_or_insert_with(|| tx.pin());
             let blocking = call.blocks(slot);
+            let first = blocking && !call.waited;
+            call.waited |= blocking;
+            // The peer says so before it reads no more; if it is past that, this call has come too late to wait.
+            if first && call.sent == 0 && doorbell::reader_going(segment) {
+                drop(tx);
+                return refused(fd, call.flags).err().map(Err);
+            }
             let errno = wait_for_room(fd, tx, segment, blocking, call.sent > 0).err()?;
             let gone = matches!(errno, Errno(libc::EPIPE | libc::ECONNRESET));
             if gone && call.sent == 0 {
