@@ -7,7 +7,7 @@
 //! publishes bytes, fences, and looks at `asleep`; if the bit is set it clears it and sends one byte. Either the consumer's
 //! second look sees the bytes, or the producer sees the bit: both fences are sequentially consistent, so "neither" would need a
 //! cycle in their total order (the store-buffering litmus test; [`rouse`] and [`announce`] are its two halves). Nobody takes a
-//! doorbell by sleeping: a blocked receive only looks (MSG_PEEK), so it can be left by a signal or a cancellation at any moment,
+//! doorbell by sleeping, but for a sleeper that is [alone](announce_alone): a blocked receive only looks (MSG_PEEK), so it can be left by a signal or a cancellation at any moment,
 //! and never takes a byte or a descriptor of the program's in a doorbell's place. A doorbell is taken only under the receiving
 //! lock and only if it is *stale*: sent before the ring was seen empty ([`stale`]). So as long as the ring holds bytes and
 //! somebody sleeps, the kernel's queue holds a byte, whoever else reads. Nor is it taken from under somebody whom it has woken and
@@ -25,11 +25,12 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
-use crate::layout::{ASLEEP, GONE_CLOSED, GONE_SHUTDOWN, GONE_SOON, GONE_UNREAD, STATE_ENDED};
-use crate::ledger::layout::Slot;
+use crate::layout::{ALONE, ASLEEP, ENDING, GONE_CLOSED, GONE_SHUTDOWN, GONE_SOON, GONE_UNREAD, STATE_ENDED};
+use crate::ledger::layout::{MODE_FINAL, Slot};
 use crate::segment::Segment;
 use crate::sync::{fence, kernel};
 use crate::sys::Errno;
+use crate::sys::Undisturbed;
 
 /// What doorbell bytes contain. They never reach a program.
 static JUNK: [u8; 8192] = [0; 8192];
@@ -121,6 +122,15 @@ pub fn poke(fd: i32, slot: &Slot, segment: &Segment) {
     let _ = ring(fd, slot, segment);
 }
 
+/// Producer, under the sending lock, before the ring ends: what comes next to a sleeper that is alone must be a doorbell, not a byte of the
+/// program's. This and [`announce_alone`] change one word, so one of them comes first: either the sleeper is seen and rung for, or it sees that the
+/// ring is ending and only looks.
+pub(crate) fn ring_for_lone(fd: i32, slot: &Slot, segment: &Segment) {
+    if segment.tx().asleep.fetch_or(ENDING, SeqCst) & ALONE != 0 {
+        poke(fd, slot, segment);
+    }
+}
+
 /// Counts doorbell bytes that went into the kernel socket: ours, or the one of a caller that sends to wait for room.
 pub fn count_sent(slot: &Slot, segment: &Segment, bytes: u64) {
     segment.tx().doorbells.fetch_add(bytes, Release);
@@ -133,6 +143,43 @@ pub fn count_sent(slot: &Slot, segment: &Segment, bytes: u64) {
 pub fn announce(segment: &Segment) {
     segment.rx().asleep.fetch_or(ASLEEP, SeqCst);
     fence(SeqCst);
+}
+
+/// [`announce`] for a sleeper that nobody shares the end with: it takes the doorbell that wakes it, which saves it two system calls. False if the
+/// ring is ending: then what comes may be the program's, and it must only look.
+#[must_use]
+pub fn announce_alone(segment: &Segment) -> bool {
+    let before = segment.rx().asleep.fetch_or(ASLEEP | ALONE, SeqCst);
+    fence(SeqCst);
+    let ending = before & ENDING != 0;
+    if ending {
+        awake(segment);
+    }
+    !ending
+}
+
+/// Consumer, under the receiving lock: the sleeper that was alone is awake.
+pub fn awake(segment: &Segment) {
+    segment.rx().asleep.fetch_and(!ALONE, Relaxed);
+}
+
+/// Consumer, under the receiving lock: whether what a sleeper has just taken out of the kernel's queue was the program's, and no doorbell. It can
+/// be if a signal handler has read to the ring's end during the sleep, and the kernel has restarted it.
+#[must_use]
+pub fn took_programs(slot: &Slot, segment: &Segment) -> bool {
+    let ended = segment.rx().state.load(Acquire) == STATE_ENDED;
+    slot.rx_mode.load(Relaxed) == MODE_FINAL || (ended && before_resume(slot, segment) == 0)
+}
+
+/// Consumer, under the receiving lock: counts a doorbell that a sleeper has taken. `before` is `doorbell_rx_bytes` from before it was known that
+/// nobody had counted it: a signal handler that interrupts this counts it too, and only one of both succeeds.
+pub fn count_taken(slot: &Slot, segment: &Segment, byte: u8, before: u64) {
+    if byte != 0 {
+        condemn(segment);
+    }
+    if slot.doorbell_rx_bytes.compare_exchange(before, before.wrapping_add(1), Relaxed, Relaxed).is_ok() {
+        slot.doorbell_rx_calls.fetch_add(1, Relaxed);
+    }
 }
 
 /// Consumer, under the receiving lock: whether a sleeper is announced.
@@ -233,6 +280,7 @@ pub fn is_at_end(fd: i32) -> bool {
 /// is not the program's.
 fn take_some(fd: i32, slot: &Slot, segment: &Segment, limit: u64) -> u64 {
     let mut scratch = [0_u8; 4608];
+    let _undisturbed = Undisturbed::begin();
     let queued = kernel::queued_bytes(fd).unwrap_or(0);
     fence(Acquire);
     let direction = segment.rx();

@@ -93,6 +93,10 @@ pub const CONSENT_WANTED: u32 = 2;
 pub const AWAKE: u32 = 0;
 /// `Direction::asleep`: somebody may wait in the kernel: in a receive that only looks, in poll or in epoll.
 pub const ASLEEP: u32 = 1;
+/// Bit of `Direction::asleep`: whoever sleeps is alone, and takes the doorbell that wakes it. The consumer's to set and to clear.
+pub const ALONE: u32 = 1 << 26;
+/// Bit of `Direction::asleep`: the producer ends the ring, or has. Set by it before anything but doorbells can be in the kernel's queue.
+pub const ENDING: u32 = 1 << 27;
 /// Bit of `Direction::asleep`: the consumer is about to shut its receiving side down; said before the kernel can show it.
 pub const GONE_SOON: u32 = 1 << 28;
 /// Bit of `Direction::asleep`: the consumer has closed the connection with bytes unread that the kernel carried before the switch.

@@ -307,9 +307,11 @@ pub fn safe_bytes(fd: i32, slot: &Slot, segment: &Segment) -> (Arrival, u64) {
     }
 }
 
-/// Producer, under the sending lock: ends the ring here. Later bytes go through the kernel socket.
+/// Producer, under the sending lock: ends the ring here. Later bytes go through the kernel socket, behind a doorbell for a sleeper that would take
+/// the first of them for one.
 pub fn end_ring(fd: i32, slot: &Slot, segment: &Segment, reason: Reason) {
     let direction = segment.tx();
+    doorbell::ring_for_lone(fd, slot, segment);
     direction.end_at.store(direction.tail.load(Relaxed), Relaxed);
     direction.resume_at.store(carried(slot), Relaxed);
     direction.state.store(STATE_ENDED, Release);

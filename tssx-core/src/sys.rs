@@ -10,11 +10,13 @@ use core::ffi::{CStr, c_int};
 use core::mem::{MaybeUninit, size_of};
 
 mod process;
+mod signals;
 
 pub use process::{
     abort, become_stranger, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest, usable_cpus,
     yield_now,
 };
+pub use signals::Undisturbed;
 
 /// An error number as the kernel returned it: positive, see errno(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,6 +34,7 @@ use crate::process::log;
 use crate::readiness::interest::Watchers;
 use crate::socket::copying::Job;
 use crate::socket::gathering::Gathering;
+use crate::socket::lone::LoneSleep;
 use crate::socket::wait::SpinBudget;
 use crate::{fd_table, init, process};
 
@@ -56,6 +57,8 @@ pub(crate) struct Endpoint {
     interrupted: AtomicU32,
     /// The copy into the ring that the holder of the sending lock is in the middle of: see `socket/copying.rs`.
     pub(crate) job: AtomicPtr<Job<'static>>,
+    /// The sleep, in a receive, that takes its doorbell: see `socket/lone.rs`.
+    pub(crate) lone: LoneSleep,
     /// When the peer was last known to live, in ticks.
     pub(crate) last_alive: AtomicU64,
     /// When we last wrote, in ticks.
@@ -87,7 +90,7 @@ pub(crate) struct Endpoint {
     link: AtomicPtr<Endpoint>,
 }
 
-// SAFETY: atomics only; zero is the free state.
+// SAFETY: atomics, and a byte in a cell; zero is the free state.
 unsafe impl ZeroInit for Endpoint {}
 
 impl Pooled for Endpoint {
@@ -120,7 +123,7 @@ pub(crate) enum Way {
 pub(crate) fn lock_stream(fd: c_int, way: Way) -> Option<Locked> {
     let take = |_: &'static Endpoint, slot: &'static Slot| Endpoint::take(slot, way);
     let (endpoint, slot, held) = lock_named(|| fd_table::stream(fd), Endpoint::slot, take)?;
-    endpoint.forget_job_of_a_jump(way, &held);
+    endpoint.take_stock(slot, way, &held);
     Some(Locked { endpoint, slot, segment: endpoint.segment(slot), held })
 }
 
@@ -170,6 +173,7 @@ impl Endpoint {
         }
         endpoint.segment.store(core::ptr::null_mut(), Relaxed);
         endpoint.job.store(core::ptr::null_mut(), Relaxed);
+        endpoint.lone.reset();
         endpoint.descriptors.store(0, Relaxed);
         endpoint.pins.reset();
         endpoint.left.store(0, Relaxed);
@@ -195,7 +199,7 @@ impl Endpoint {
     #[inline]
     pub(crate) fn lock(&'static self, slot: &'static Slot, way: Way) -> Held {
         let held = Self::take(slot, way);
-        self.forget_job_of_a_jump(way, &held);
+        self.take_stock(slot, way, &held);
         held
     }
 
@@ -207,12 +211,15 @@ impl Endpoint {
         }
     }
 
-    /// The last section may have been left by a jump. Not before the endpoint is known to be the lock's: it may be another connection's
+    /// What may have happened before this lock was taken: the last section was left by a jump; or a receive of this thread, which a signal
+    /// handler interrupts, has taken a doorbell that nobody has counted. Not before the endpoint is known to be the lock's: it may be another connection's
     /// by then, in the middle of a copy.
     #[inline]
-    fn forget_job_of_a_jump(&self, way: Way, held: &Held) {
-        if way == Way::Tx && !held.is_nested() {
-            self.job.store(core::ptr::null_mut(), Relaxed);
+    fn take_stock(&self, slot: &Slot, way: Way, held: &Held) {
+        match way {
+            Way::Tx if !held.is_nested() => self.job.store(core::ptr::null_mut(), Relaxed),
+            Way::Rx if self.lone.is_any() => self.segment(slot).iter().for_each(|segment| self.lone.account(slot, segment)),
+            _ => {}
         }
     }
 

@@ -22,6 +22,8 @@ mod closing;
 #[cfg(test)]
 mod consent;
 #[cfg(test)]
+mod ending;
+#[cfg(test)]
 mod exclusion;
 pub(crate) mod kernel;
 #[cfg(test)]

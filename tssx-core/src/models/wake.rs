@@ -220,6 +220,12 @@ fn a_sleeper_is_woken() {
     one_sleeper(Flaw::None);
 }
 
+/// A sleeper that is alone may take its doorbell with it.
+#[test]
+fn a_sleeper_that_is_alone_is_woken_by_the_doorbell_that_it_takes() {
+    one_sleeper(Flaw::Eats);
+}
+
 #[test]
 fn two_sleepers_that_share_an_end_are_both_woken() {
     two_sleepers(Flaw::None, false);

@@ -35,6 +35,7 @@ pub(super) fn step(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> St
 }
 
 fn look(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
+    let undisturbed = sys::Undisturbed::begin(); // until what is taken is counted
     let (arrival, safe) = match switchover::safe_bytes(call.fd, rx.slot, segment) {
         (Arrival::Ring, _) => return Step::Again,
         (Arrival::Corrupt, _) => {
@@ -62,9 +63,13 @@ fn look(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
         Ok(_) if safe == 0 => Step::Again,
         Ok(received) => {
             count(call, &rx, received);
+            drop(undisturbed);
             took(call, &rx, segment, received, safe, arrival)
         }
-        Err(Errno::AGAIN) if call.blocks(rx.slot) => wait_for_kernel(call, rx, segment),
+        Err(Errno::AGAIN) if call.blocks(rx.slot) => {
+            drop(undisturbed);
+            wait_for_kernel(call, rx, segment)
+        }
         Err(errno) => call.finish(reset::failed(rx.slot, segment, errno)),
     }
 }

@@ -9,6 +9,7 @@ use tssx_core::segment::Segment;
 use tssx_core::{switchover, sys};
 
 use super::abandon::guarded;
+use super::lone::{self, LoneSleep};
 use super::receive::{Call, Step, announce_for_others, holds_bytes};
 use super::{alive, recall, reset, wait};
 use crate::endpoint::{Endpoint, Locked, Way, lock_stream};
@@ -75,21 +76,28 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
         doorbell::take_doorbells(call.fd, slot, segment, stale);
     }
     // Before the announcement, which a handler of this thread may otherwise use up.
+    let alone = lone::may_begin(call, &rx);
     slot.rx_waiters.fetch_add(1, Relaxed);
-    doorbell::announce(segment);
+    let alone = alone && doorbell::announce_alone(segment);
+    if !alone {
+        doorbell::announce(segment);
+    }
     if holds_bytes(segment) {
-        woken(slot);
+        woken(endpoint, slot, segment, alone);
         return Step::Again;
+    }
+    if alone {
+        endpoint.lone.begin();
     }
     slot.sleeps.fetch_add(1, Relaxed);
     drop(rx);
     let undo = || {
         let guard = endpoint.lock(slot, Way::Rx);
-        woken(slot);
+        woken(endpoint, slot, segment, alone);
         drop(guard);
         endpoint.unpin();
     };
-    let waited = guarded(&undo, || block(call, slot));
+    let waited = guarded(&undo, || block(call, slot, alone.then_some(&endpoint.lone)));
     call.waited = match waited {
         Ok(Waited::End) => Ok(0),
         Ok(_) => call.waited,
@@ -97,7 +105,9 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     };
     call.follow();
     let _guard = endpoint.lock(slot, Way::Rx);
-    woken(slot);
+    if let Some(byte) = woken(endpoint, slot, segment, alone) {
+        return lone::keep(call, byte);
+    }
     if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited {
         call.interrupted = Some(errno);
         if segment.rx().head.load(Relaxed) != segment.rx().tail.load(Acquire) || switchover::kernel_follows(call.fd, slot, segment)
@@ -124,10 +134,19 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     }
 }
 
-/// One sleeper fewer; under the receiving lock.
-fn woken(slot: &Slot) {
+/// One sleeper fewer; under the receiving lock. If it was `alone`: the byte of the program's that it has taken, if it has.
+fn woken(endpoint: &'static Endpoint, slot: &Slot, segment: &Segment, alone: bool) -> Option<u8> {
     let before = slot.rx_waiters.load(Relaxed);
     slot.rx_waiters.store(before.saturating_sub(1), Relaxed);
+    if !alone {
+        return None;
+    }
+    doorbell::awake(segment);
+    if lone::is_shared_since(endpoint, slot) {
+        announce_for_others(endpoint, slot, segment);
+        endpoint.watchers.call_attention(endpoint);
+    }
+    endpoint.lone.end()
 }
 
 /// What a sleep ended with.
@@ -143,13 +162,14 @@ enum Waited {
     Closed,
 }
 
-fn block(call: &Call<'_, '_>, slot: &Slot) -> Result<Waited> {
+fn block(call: &Call<'_, '_>, slot: &Slot, lone: Option<&LoneSleep>) -> Result<Waited> {
     // The kernel returns what a call has when a signal comes, whatever SA_RESTART says; and so does poll(2). Nor does poll care about
     // O_NONBLOCK, which another thread has set since the call began to wait.
     if call.got > 0 || slot.nonblocking.load(Relaxed) != 0 {
         return wait::for_event(call.fd, libc::POLLIN).map(|open| if open { Waited::Event } else { Waited::Closed });
     }
-    wait::look_for_one(call.fd).map(|count| if count == 0 { Waited::End } else { Waited::Something })
+    let waited = lone.map_or_else(|| wait::look_for_one(call.fd), |lone| lone.block(call.fd));
+    waited.map(|count| if count == 0 { Waited::End } else { Waited::Something })
 }
 
 /// Woken in poll with an empty ring: the end, an error, or a doorbell that was too late or is another sleeper's.

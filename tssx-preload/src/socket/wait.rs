@@ -94,6 +94,15 @@ pub(crate) fn look_for_one(fd: c_int) -> Result<usize> {
     errno::from_bytes(unsafe { next::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) })
 }
 
+/// The same, but the byte is taken, and put where `to` points.
+///
+/// # Safety
+/// `to` must be writable for one byte.
+pub(super) unsafe fn take_one(fd: c_int, to: *mut u8) -> Result<usize> {
+    // SAFETY: the caller's promise.
+    errno::from_bytes(unsafe { next::recv(fd, to.cast(), 1, 0) })
+}
+
 /// Blocks in libc's `send` of one junk byte until the kernel socket takes it, which it does when the consumer has made room.
 /// A broken pipe raises no signal here: the program's own call follows.
 pub(crate) fn send_one(fd: c_int) -> Result<usize> {

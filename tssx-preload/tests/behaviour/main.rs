@@ -22,6 +22,7 @@ mod exchange;
 mod faults;
 mod files;
 mod filter;
+mod handlers;
 mod harness;
 mod inert;
 mod kills;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
     trials.extend(quiet::trials());
     trials.extend(symbols::trials());
     trials.extend(inert::trials());
+    trials.extend(handlers::trials());
     trials.extend(log::trials());
     trials.extend(memory::trials());
     trials.extend(redis::trials());
