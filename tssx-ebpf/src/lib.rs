@@ -11,6 +11,8 @@
 
 #![no_std]
 
+pub mod birth;
+
 /// Name of the per-CPU hash map from [`TrafficKey`] to [`Traffic`].
 pub const TRAFFIC_MAP: &str = "TRAFFIC";
 /// Name of the per-CPU array of [`LossCount`], indexed by [`Loss`].

@@ -3,13 +3,16 @@
 //! - `sk_data_ready`: fires in the sender's call, for the socket that got the bytes;
 //! - `sock_send_length`, `sock_recv_length` (Linux 6.3): the result of every send and receive.
 //!
-//! No structure offset is used: `bpf_skc_to_unix_sock` tells Unix sockets from others and `bpf_get_socket_cookie`
+//! No structure offset is used to count: `bpf_skc_to_unix_sock` tells Unix sockets from others and `bpf_get_socket_cookie`
 //! names them. Rust emits no CO-RE relocation, so this is what lets one object run on every kernel that has the tracepoints.
+//! The names of sockets that live a moment only are the exception, see `told.rs`.
 
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "kernel helpers and map values are raw pointers, which the kernel's verifier checks at load")]
 #![allow(missing_docs, reason = "the macros of aya-ebpf make undocumented public items")]
+
+mod told;
 
 use core::ffi::c_void;
 
@@ -150,7 +153,7 @@ fn reader_tgid(pid_tgid: u64) -> u32 {
 fn account(ctx: &BtfTracePointContext, cookie: u64, direction: Direction, bytes: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let key = TrafficKey { cookie, tgid: reader_tgid(pid_tgid), reserved: 0 };
-    let record = match record_of(&key) {
+    let record = match record_of(&key, ctx.arg(0)) {
         Ok(record) => record,
         Err(loss) => {
             lose(loss, bytes);
@@ -182,16 +185,20 @@ fn account(ctx: &BtfTracePointContext, cookie: u64, direction: Direction, bytes:
     }
 }
 
-/// This CPU's value for `key`, made if need be.
+/// This CPU's value for `key`, the record of `socket`, made if need be.
 #[inline(always)]
-fn record_of(key: &TrafficKey) -> Result<*mut Traffic, Loss> {
+fn record_of(key: &TrafficKey, socket: *mut c_void) -> Result<*mut Traffic, Loss> {
     if let Some(record) = TRAFFIC.get_ptr_mut(key) {
         return Ok(record);
     }
     tell_of(key.tgid);
     let fresh = Traffic { tx_calls: 0, tx_bytes: 0, rx_calls: 0, rx_bytes: 0, peer: 0, comm: [0; 16] };
     match TRAFFIC.insert(key, fresh, BPF_NOEXIST) {
-        Ok(()) | Err(EEXIST) => TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused),
+        Ok(()) => {
+            told::tell(socket, key.cookie);
+            TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused)
+        }
+        Err(EEXIST) => TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused),
         Err(E2BIG) => Err(Loss::MapFull),
         Err(ENOMEM) => Err(Loss::NoMemory),
         Err(_) => Err(Loss::Refused),

@@ -27,6 +27,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-core/src/sys.rs",
     "tssx-core/src/sys/process.rs",
     "tssx-ebpf/src/main.rs",
+    "tssx-ebpf/src/told.rs",
     "tssx-preload/src/abi/aio.rs",
     "tssx-preload/src/abi/close.rs",
     "tssx-preload/src/abi/connection.rs",
