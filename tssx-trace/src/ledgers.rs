@@ -259,7 +259,7 @@ fn map_ledger(pid: u32, range: &str) -> Result<Option<(LedgerId, Ledger)>, Strin
     let path = format!("/proc/{pid}/map_files/{range}");
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
         Err(error) => return Err(format!("cannot open its ledger: {error}")),
     };
     map_file(&file).map(Some)
