@@ -96,6 +96,9 @@ pub(crate) struct DiscoverArgs {
     /// Show sockets without a connection too
     #[arg(long)]
     pub(crate) all: bool,
+    /// List each connection in the recording and the JSON: who called at each end, and whether its bytes balance
+    #[arg(long)]
+    pub(crate) pairs: bool,
 }
 
 #[derive(Debug, Args)]

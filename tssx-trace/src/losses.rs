@@ -24,6 +24,9 @@ pub(crate) struct Losses {
     pub(crate) overwritten_connections: u64,
     /// Selected connections whose socket the ledger does not name, and no list of sockets knew.
     pub(crate) unplaced_connections: u64,
+    /// Sockets of whose names the kernel programs could not tell, because the ring buffer was full.
+    #[serde(default)]
+    pub(crate) untold_sockets: u64,
     /// Ledgers that were found and not believed.
     pub(crate) refused_ledgers: u64,
 }
@@ -60,6 +63,7 @@ impl Losses {
             (self.uncounted_connections, "selected connection", "found no room in their process's ledger"),
             (self.overwritten_connections, "selected connection", "came and went faster than the ledgers were read"),
             (self.unplaced_connections, "selected connection", "of which the ledger does not tell the socket"),
+            (self.untold_sockets, "socket", "came faster than their names were read: those that are gone stay unnamed"),
             (self.refused_ledgers, "ledger", "found and not read (see the warnings)"),
         ] {
             if count > 0 {

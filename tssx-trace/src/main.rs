@@ -2,13 +2,17 @@
 //!
 //! One `discover`, from the command line to the table: [`cli`] reads the arguments, [`commands`] picks the file of the
 //! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs (after [`preflight`]
-//! has looked for what is missing), [`inventory`] lists the host's sockets, [`ledgers`] reads the preload library's
-//! statistics and [`processes`] looks at who holds what. [`join`] puts the four together by socket cookie; the
-//! subcommand turns that into a table ([`output`]) and a [`recording`]. `suggest` starts from the recording alone.
+//! has looked for what is missing and [`btf`] for where this kernel keeps names), [`inventory`] lists the host's sockets
+//! with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what, and
+//! [`cgroups`] in which container. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
+//! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a table
+//! ([`output`]) and a [`recording`]. `suggest` starts from the recording alone.
 //!
 //! Architecture invariant: only `probe` and `preflight` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
 
+mod btf;
+mod cgroups;
 mod cli;
 mod commands;
 mod env_file;
@@ -19,12 +23,18 @@ mod ledger_scan;
 mod ledgers;
 mod library;
 mod losses;
+mod mounts;
+#[cfg(test)]
+mod mutations;
 mod names;
 mod output;
+mod pairs;
+mod places;
 mod preflight;
 mod probe;
 mod processes;
 mod recording;
+mod unix_diag;
 mod watch;
 
 use std::process::ExitCode;

@@ -7,6 +7,8 @@
     reason = "aya's Pod promises that any bytes are a valid record; tokio's AsyncFd that a descriptor stays open"
 )]
 
+mod births;
+
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
@@ -17,10 +19,12 @@ use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tssx_ebpf::birth::{PLACES, SHAPE};
 use tssx_ebpf::{
     ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic, TrafficKey,
 };
 
+pub(crate) use self::births::Births;
 use crate::losses::Losses;
 
 /// The object that build.rs put beside us, aligned as an ELF reader wants it.
@@ -98,10 +102,17 @@ impl Probe {
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF in /sys/kernel/btf/vmlinux")?;
         let level: u8 = if options.log { aya_log::Level::Debug as u8 } else { 0 };
         let (device, inode) = pid_namespace()?;
+        let shape = crate::btf::shape().unwrap_or_else(|error| {
+            crate::output::note(&format!(
+                "warning: connections that end before the sockets are listed stay without a name: {error:#}"
+            ));
+            [0; PLACES]
+        });
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global(PID_NAMESPACE_DEVICE, &device, true)
             .override_global(PID_NAMESPACE_INODE, &inode, true)
+            .override_global(SHAPE, shape.as_slice(), true)
             .map_max_entries(TRAFFIC_MAP, options.max_sockets)
             .override_global(aya_log::LEVEL, &level, true)
             .load(OBJECT)
@@ -135,6 +146,14 @@ impl Probe {
         // the ring buffer is dropped, which `AsyncFd` does after it has let go of the descriptor.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         Ok(Arrivals { ring: ring.map_err(std::io::Error::from).context("cannot wait for the kernel's ring buffer")? })
+    }
+
+    /// The sockets that are counted for the first time, from now on. Can be taken once.
+    ///
+    /// # Errors
+    /// Where the maps cannot be read or were taken.
+    pub(crate) fn births(&mut self) -> anyhow::Result<Births> {
+        Births::take(&mut self.ebpf)
     }
 
     /// Prints what the kernel programs logged since the last call.

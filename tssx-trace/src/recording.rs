@@ -11,9 +11,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroups::Group;
 use crate::inventory::Kind;
 use crate::losses::Losses;
 use crate::names::SocketName;
+use crate::pairs::{ConservationRecord, PairRecord};
+use crate::places::FileRecord;
 
 /// Where `discover` leaves its recording and `suggest` looks for it. `/run` belongs to root: nobody can plant a link.
 pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";
@@ -43,6 +46,9 @@ pub(crate) struct Recording {
     pub(crate) interrupted: bool,
     /// What could not be counted.
     pub(crate) losses: Losses,
+    /// Whether sent, received and queued bytes agree.
+    #[serde(default)]
+    pub(crate) conservation: ConservationRecord,
     /// Network namespaces whose sockets have no names here because they could not be entered.
     pub(crate) closed_namespaces: usize,
     /// Every named socket.
@@ -60,12 +66,18 @@ pub(crate) struct ServiceRecord {
     pub(crate) display: String,
     /// The name with the server's working directory before it, where it was relative and the file is there.
     pub(crate) absolute: Option<SocketName>,
+    /// The socket file of a path, where it is known.
+    #[serde(default)]
+    pub(crate) file: Option<FileRecord>,
     pub(crate) kind: Kind,
     pub(crate) servers: Vec<ProcessRecord>,
     pub(crate) clients: Vec<ProcessRecord>,
     /// Connections that existed within the window.
     pub(crate) connections: u64,
-    /// Of these, how many a library had selected, and how many had moved bytes through a ring.
+    /// Connections that waited to be accepted when the window ended; `None` if nobody listened then.
+    #[serde(default)]
+    pub(crate) waiting: Option<u64>,
+    /// Of the connections, how many a library had selected, and how many had moved bytes through a ring.
     pub(crate) selected: u64,
     pub(crate) accelerated: u64,
     /// Sending calls of both ends: each message counts once, where it was sent.
@@ -77,6 +89,9 @@ pub(crate) struct ServiceRecord {
     pub(crate) ring_bytes: u64,
     pub(crate) client_to_server: FlowRecord,
     pub(crate) server_to_client: FlowRecord,
+    /// Each connection; only with `--pairs`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pairs: Vec<PairRecord>,
 }
 
 /// One direction of a service.
@@ -95,6 +110,9 @@ pub(crate) struct FlowRecord {
 pub(crate) struct ProcessRecord {
     pub(crate) pid: u32,
     pub(crate) name: String,
+    /// Where it is, if it was seen alive.
+    #[serde(default, flatten)]
+    pub(crate) group: Option<Group>,
 }
 
 /// The first process and how many more.
@@ -126,6 +144,7 @@ impl Recording {
             window_ms,
             interrupted: false,
             losses,
+            conservation: ConservationRecord::default(),
             closed_namespaces: 0,
             services: Vec::new(),
             unnamed: Vec::new(),
@@ -228,10 +247,12 @@ mod tests {
             name: Some(SocketName::Path(b"/run/\xff x".to_vec())),
             display: String::from("/run/\\xff x"),
             absolute: None,
+            file: None,
             kind: Kind::Stream,
-            servers: vec![ProcessRecord { pid: 1, name: "a".into() }],
+            servers: vec![ProcessRecord { pid: 1, name: "a".into(), group: Some(Group { cgroup: "/x".into(), container: None }) }],
             clients: vec![],
             connections: 1,
+            waiting: Some(0),
             selected: 0,
             accelerated: 0,
             calls: 3,
@@ -240,6 +261,7 @@ mod tests {
             ring_bytes: 0,
             client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
             server_to_client: FlowRecord::default(),
+            pairs: Vec::new(),
         });
         recording
     }
@@ -265,6 +287,15 @@ mod tests {
         sample().save(Some(&link)).expect("saved");
         assert_eq!(fs::read_to_string(&victim).expect("still there"), "precious");
         assert!(fs::symlink_metadata(&link).expect("there").is_file());
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_or_go_on_for_ever() {
+        crate::mutations::each(sample().to_json().expect("text").as_bytes(), 20_000, |bytes| {
+            if let Ok(recording) = Recording::parse(&String::from_utf8_lossy(bytes)) {
+                recording.to_json().expect("what was read can be written");
+            }
+        });
     }
 
     #[test]

@@ -14,11 +14,13 @@ use crate::join;
 use crate::ledgers::Ledgers;
 use crate::losses::Losses;
 use crate::output;
-use crate::probe::{Probe, ProbeOptions, SocketTraffic};
+use crate::probe::{Births, Probe, ProbeOptions, SocketTraffic};
 use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
 const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
+/// Time between two readings of what the kernel programs tell of new sockets; nothing wakes us for them.
+const BIRTHS_PERIOD: Duration = Duration::from_millis(100);
 /// Time between two readings of the known ledgers: the slots of closed connections linger, but not for ever.
 const READING_PERIOD: Duration = Duration::from_millis(10);
 /// The same while connections come and go fast.
@@ -71,6 +73,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
 
     let mut ledger_ticks = ticks(window.ledger_period);
     let mut reading_ticks = ticks(READING_PERIOD);
+    let mut birth_ticks = ticks(BIRTHS_PERIOD);
     let mut inventory_ticks = ticks(INVENTORY_PERIOD);
     let end = sleep(window.duration.saturating_sub(sources.started.elapsed()));
     tokio::pin!(end);
@@ -96,6 +99,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
                 let period = if sources.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
                 reading_ticks.reset_after(pause(period, READING_SHARE, started));
             }
+            _ = birth_ticks.tick() => sources.read_births(),
             _ = inventory_ticks.tick() => {
                 let started = Instant::now();
                 look_at_sockets(&mut sources.inventory)?;
@@ -111,6 +115,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
 struct Sources {
     started: Instant,
     probe: Probe,
+    births: Births,
     inventory: Inventory,
     ledgers: Ledgers,
     processes: Processes,
@@ -122,13 +127,19 @@ impl Sources {
         let mut inventory = Inventory::open()?;
         // Whatever takes long comes first, so that the kernel's counters and the ledgers' begin at one moment.
         let mut ledgers = Ledgers::find();
-        let probe = Probe::attach(options)?;
+        let mut probe = Probe::attach(options)?;
+        let births = probe.births()?;
         ledgers.begin();
         let started = Instant::now();
         look_at_sockets(&mut inventory)?;
+        inventory.begin();
         let mut processes = Processes::default();
         processes.refresh();
-        Ok(Self { started, probe, inventory, ledgers, processes })
+        Ok(Self { started, probe, births, inventory, ledgers, processes })
+    }
+
+    fn read_births(&mut self) {
+        self.births.drain(|birth| self.inventory.add_birth(birth));
     }
 
     /// Detaches the probe and takes the last look.
@@ -140,6 +151,8 @@ impl Sources {
         self.probe.detach()?;
         let elapsed = self.started.elapsed();
         let traffic = self.probe.traffic()?;
+        self.read_births();
+        losses.untold_sockets = self.births.untold()?;
         look_at_sockets(&mut self.inventory)?;
         self.processes.refresh();
         self.processes.remember_new(traffic.iter().map(|record| record.pid).chain(self.ledgers.all_pids()));

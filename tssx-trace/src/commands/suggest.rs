@@ -152,10 +152,12 @@ mod tests {
             display: name.to_string(),
             name: Some(name),
             absolute: None,
+            file: None,
             kind,
             servers: vec![],
             clients: vec![],
             connections,
+            waiting: None,
             selected: 0,
             accelerated: 0,
             calls,
@@ -164,6 +166,7 @@ mod tests {
             ring_bytes: 0,
             client_to_server: FlowRecord::default(),
             server_to_client: FlowRecord::default(),
+            pairs: Vec::new(),
         }
     }
 
