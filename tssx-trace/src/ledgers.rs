@@ -387,6 +387,9 @@ mod tests {
         let line = b"7f0000000000-7f0001000000 rw-s 00000000 00:01 1027 /memfd:tssx-ledger (deleted)";
         let (range, id) = parse_line(line).expect("recognised");
         assert_eq!((range, id.inode), ("7f0000000000-7f0001000000", 1027));
+        crate::mutations::each(line, 20_000, |bytes| {
+            let _ledger = parse_line(bytes);
+        });
         let wrong: [&[u8]; 4] = [
             b"7f0000000000-7f0001000000 rw-p 00000000 00:01 1027 /memfd:tssx-ledger (deleted)",
             b"7f0000000000-7f0001000000 rw-s 00000000 00:01 1027 /memfd:tssx-ledger-of-mine (deleted)",
