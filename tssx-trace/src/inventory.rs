@@ -60,6 +60,8 @@ pub(crate) struct SocketInfo {
     pub(crate) name: Option<SocketName>,
     /// Cookie of its peer, once both were seen in one dump.
     pub(crate) peer: Option<u64>,
+    /// Bytes that it has not read yet, by the latest dump; `None` for a listening one.
+    pub(crate) queued: Option<u32>,
 }
 
 /// The merged dumps.
@@ -152,7 +154,9 @@ impl Inventory {
                 listening: false,
                 name: None,
                 peer: None,
+                queued: None,
             });
+            known.queued = response.receive_queue_size();
             known.listening |= response.header.state == TCP_LISTEN;
             known.name = name.or_else(|| known.name.take());
             known.peer = peer.or(known.peer);
@@ -199,7 +203,7 @@ fn dump(socket: &Socket) -> anyhow::Result<Vec<UnixResponse>> {
     let request = UnixRequest {
         state_flags: StateFlags::from_bits_retain(u32::MAX), // also unconnected datagram sockets
         inode: 0,
-        show_flags: ShowFlags::NAME | ShowFlags::PEER,
+        show_flags: ShowFlags::NAME | ShowFlags::PEER | ShowFlags::RQLEN,
         cookie: [0xff; 8],
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::UnixRequest(request).into());

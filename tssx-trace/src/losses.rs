@@ -16,6 +16,9 @@ pub(crate) struct Losses {
     /// Calls, and bytes, whose entry the kernel refused for another cause.
     pub(crate) refused_calls: u64,
     pub(crate) refused_bytes: u64,
+    /// Calls of which the system-call programs could not tell the socket or the bytes.
+    #[serde(default)]
+    pub(crate) unreadable_calls: u64,
     /// Events that the kernel did not hand to the programs because one was already running on that CPU.
     pub(crate) missed_events: u64,
     /// Selected connections that found no room in their process's ledger.
@@ -56,6 +59,7 @@ impl Losses {
             }
         }
         for (count, noun, cause) in [
+            (self.unreadable_calls, "call", "whose socket or bytes could not be read in the kernel"),
             (self.missed_events, "event", "not delivered by the kernel"),
             (self.uncounted_connections, "selected connection", "found no room in their process's ledger"),
             (self.overwritten_connections, "selected connection", "came and went faster than the ledgers were read"),

@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::inventory::Kind;
 use crate::losses::Losses;
+use crate::mode::Mode;
 use crate::names::SocketName;
+use crate::probe::Refusal;
+use crate::unmeasured;
 
 /// Where `discover` leaves its recording and `suggest` looks for it. `/run` belongs to root: nobody can plant a link.
 pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";
@@ -37,6 +40,12 @@ pub(crate) struct Recording {
     pub(crate) kernel: String,
     /// How the traffic was measured.
     pub(crate) mode: String,
+    /// What that mode cannot see, one sentence each.
+    #[serde(default)]
+    pub(crate) mode_limits: Vec<String>,
+    /// The better modes that do not work on that machine, and why.
+    #[serde(default)]
+    pub(crate) refused_modes: Vec<Refusal>,
     /// Length of the window in milliseconds; every rate is a count divided by it.
     pub(crate) window_ms: u64,
     /// Ended by a signal before its time.
@@ -75,6 +84,9 @@ pub(crate) struct ServiceRecord {
     /// Of `calls` and `bytes`, what went through rings instead of the kernel.
     pub(crate) ring_calls: u64,
     pub(crate) ring_bytes: u64,
+    /// Bytes that were sent and not yet received when the window ended; `None` if no list of sockets told.
+    #[serde(default)]
+    pub(crate) queued_bytes: Option<u64>,
     pub(crate) client_to_server: FlowRecord,
     pub(crate) server_to_client: FlowRecord,
 }
@@ -122,7 +134,9 @@ impl Recording {
             version: VERSION,
             recorded_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            mode: String::from("tp_btf"),
+            mode: String::from(Mode::TpBtf.name()),
+            mode_limits: Vec::new(),
+            refused_modes: Vec::new(),
             window_ms,
             interrupted: false,
             losses,
@@ -132,6 +146,11 @@ impl Recording {
         }
     }
 
+    /// Whether calls and bytes were counted: if not, they are zero here, `null` in the file, and nobody may print them.
+    pub(crate) fn measures_traffic(&self) -> bool {
+        self.mode != Mode::Snapshots.name()
+    }
+
     /// A count of the window as a rate per second.
     pub(crate) fn per_second(&self, count: u64) -> f64 {
         count as f64 * 1000.0 / self.window_ms.max(1) as f64
@@ -139,7 +158,11 @@ impl Recording {
 
     /// The file's text.
     pub(crate) fn to_json(&self) -> anyhow::Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
+        let mut value = serde_json::to_value(self)?;
+        if !self.measures_traffic() {
+            unmeasured::hide(&mut value);
+        }
+        Ok(serde_json::to_string_pretty(&value)? + "\n")
     }
 
     /// Reads a recording.
@@ -171,7 +194,9 @@ impl Recording {
         if head.version != VERSION {
             bail!("its version is {}, this release reads {VERSION}", head.version);
         }
-        Ok(serde_json::from_str(text)?)
+        let mut value = serde_json::from_str(text)?;
+        unmeasured::restore(&mut value);
+        Ok(serde_json::from_value(value)?)
     }
 
     /// Writes the recording to `path`, or to [`DEFAULT_PATH`]; gives the path back.
@@ -238,6 +263,7 @@ mod tests {
             bytes: 192,
             ring_calls: 0,
             ring_bytes: 0,
+            queued_bytes: Some(0),
             client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
             server_to_client: FlowRecord::default(),
         });
@@ -253,6 +279,19 @@ mod tests {
         assert_eq!(Recording { recorded_unix_ms: 0, ..back }, Recording { recorded_unix_ms: 0, ..sample() });
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o644);
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn figures_that_were_not_measured_are_null_in_the_file_and_read_back() {
+        let recording = Recording { mode: Mode::Snapshots.name().into(), ..sample() };
+        let text = recording.to_json().expect("text");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let service = &value["services"][0];
+        for figure in [&service["calls"], &service["bytes"], &service["client_to_server"]["sent_bytes"]] {
+            assert!(figure.is_null(), "{text}");
+        }
+        assert_eq!(service["connections"].as_u64(), Some(1), "{text}");
+        assert_eq!(Recording::parse(&text).expect("it reads back").services[0].calls, 0);
     }
 
     #[test]

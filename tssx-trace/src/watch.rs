@@ -13,8 +13,9 @@ use crate::inventory::Inventory;
 use crate::join;
 use crate::ledgers::Ledgers;
 use crate::losses::Losses;
+use crate::mode::Mode;
 use crate::output;
-use crate::probe::{Probe, ProbeOptions, SocketTraffic};
+use crate::probe::{Arrivals, Probe, ProbeOptions, Refusal, SocketTraffic};
 use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
@@ -34,6 +35,9 @@ const READING_SHARE: u32 = 4;
 pub(crate) struct Observation {
     /// From attaching to detaching.
     pub(crate) elapsed: Duration,
+    /// How traffic was measured, and which better ways do not work here.
+    pub(crate) mode: Mode,
+    pub(crate) refusals: Vec<Refusal>,
     pub(crate) traffic: Vec<SocketTraffic>,
     pub(crate) losses: Losses,
     pub(crate) inventory: Inventory,
@@ -67,7 +71,11 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
     let mut arrivals = sources.probe.arrivals()?;
-    output::note(&format!("attached; watching Unix sockets for {:.1} s", window.duration.as_secs_f64()));
+    for refusal in sources.probe.refusals() {
+        output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
+    }
+    let mode = sources.probe.mode().name();
+    output::note(&format!("attached; watching Unix sockets for {:.1} s, mode {mode}", window.duration.as_secs_f64()));
 
     let mut ledger_ticks = ticks(window.ledger_period);
     let mut reading_ticks = ticks(READING_PERIOD);
@@ -80,7 +88,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
             () = &mut end => break false,
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
-            pids = arrivals.next() => {
+            pids = next_arrivals(&mut arrivals) => {
                 let pids = pids?;
                 sources.ledgers.look_into(&pids);
                 sources.processes.remember_new(pids.into_iter());
@@ -139,8 +147,11 @@ impl Sources {
         let mut losses = self.probe.losses()?;
         self.probe.detach()?;
         let elapsed = self.started.elapsed();
-        let traffic = self.probe.traffic()?;
+        let mut traffic = self.probe.traffic()?;
         look_at_sockets(&mut self.inventory)?;
+        if self.probe.mode().names_by_inode() {
+            traffic.iter_mut().for_each(|record| record.name_by_cookie(|inode| self.inventory.cookie_of_inode(inode)));
+        }
         self.processes.refresh();
         self.processes.remember_new(traffic.iter().map(|record| record.pid).chain(self.ledgers.all_pids()));
         self.probe.flush_log();
@@ -151,8 +162,17 @@ impl Sources {
         for refused in self.ledgers.refused() {
             output::note(&format!("warning: a ledger was not read: {refused}"));
         }
+        let (mode, refusals) = (self.probe.mode(), self.probe.refusals().to_vec());
         let Self { inventory, ledgers, processes, .. } = self;
-        Ok(Observation { elapsed, traffic, losses, inventory, ledgers, processes, interrupted })
+        Ok(Observation { elapsed, mode, refusals, traffic, losses, inventory, ledgers, processes, interrupted })
+    }
+}
+
+/// Waits for processes that begin to use Unix sockets; for ever in a mode that does not tell of them.
+async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<u32>> {
+    match arrivals {
+        Some(arrivals) => arrivals.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -20,7 +20,7 @@ const LEDGER_PERIOD: Duration = Duration::from_millis(250);
 /// # Errors
 /// Where the machine lacks what tracing needs, or the recording cannot be written.
 pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<u8> {
-    let seen = watch(args.window.window(LEDGER_PERIOD))?;
+    let seen = watch(args.window.window(LEDGER_PERIOD, false))?;
     let recording = record(&seen);
     let text = if args.window.json { recording.to_json()? } else { render(&recording, args.all) };
     result(&text)?;
@@ -41,6 +41,9 @@ pub(crate) fn record(seen: &Observation) -> Recording {
     let window_ms = u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX);
     let mut recording = Recording::new(window_ms, seen.losses);
     recording.interrupted = seen.interrupted;
+    recording.mode = seen.mode.name().into();
+    recording.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();
+    recording.refused_modes.clone_from(&seen.refusals);
     recording.closed_namespaces = seen.inventory.closed_namespaces();
     for ((name, kind), service) in services(seen) {
         let record = record_service(seen, name, kind, &service);
@@ -80,9 +83,17 @@ fn record_service(seen: &Observation, name: Option<SocketName>, kind: Kind, serv
         bytes: total.bytes(),
         ring_calls: total.ring_calls,
         ring_bytes: total.ring_bytes,
+        queued_bytes: queued(seen, service),
         client_to_server: to_server,
         server_to_client: to_client,
     }
+}
+
+/// Bytes that the ends have not received yet, as far as a list of sockets told.
+fn queued(seen: &Observation, service: &Service) -> Option<u64> {
+    let ends = service.connections.iter().flat_map(Connection::ends);
+    let told = ends.filter_map(|end| seen.inventory.socket(end.cookie)?.queued);
+    told.map(u64::from).reduce(u64::saturating_add)
 }
 
 fn add_direction(record: &mut FlowRecord, from: &End, to: &End) {
@@ -107,11 +118,11 @@ fn render(recording: &Recording, all: bool) -> String {
             summary(&service.servers),
             summary(&service.clients),
             service.connections.to_string(),
-            service.calls.to_string(),
-            short(recording.per_second(service.calls)),
-            service.bytes.to_string(),
-            short(recording.per_second(service.bytes)),
-            service.mean_size().map_or_else(|| String::from("-"), short),
+            measured(recording, || service.calls.to_string()),
+            measured(recording, || short(recording.per_second(service.calls))),
+            measured(recording, || service.bytes.to_string()),
+            measured(recording, || short(recording.per_second(service.bytes))),
+            measured(recording, || service.mean_size().map_or_else(|| String::from("-"), short)),
             accelerated(service),
         ]);
     }
@@ -126,6 +137,9 @@ fn render(recording: &Recording, all: bool) -> String {
     let early = if recording.interrupted { ", ended early" } else { "" };
     // Writing into a String cannot fail.
     let _ = writeln!(text, "{seconds:.1} s{early}, mode {}. CALLS: sends of both ends; BYTES: what they sent.", recording.mode);
+    for limit in &recording.mode_limits {
+        let _ = writeln!(text, "Limit of mode {}: {limit}.", recording.mode);
+    }
     let others = recording.services.iter().filter(|service| service.kind != Kind::Stream).count() as u64;
     for (count, noun, what) in [
         (idle, "listening stream socket", "without a connection (--all shows them)"),
@@ -140,11 +154,16 @@ fn render(recording: &Recording, all: bool) -> String {
             Kind::Unknown => "closed before seen by name",
             _ => "without a name (socketpair)",
         };
-        let (calls, bytes) = (plural(unnamed.calls, "call"), plural(unnamed.bytes, "byte"));
-        let _ = writeln!(text, "Not shown: {} {what}: {calls}, {bytes}.", plural(unnamed.connections, "connection"));
+        let traffic = measured(recording, || format!("{}, {}", plural(unnamed.calls, "call"), plural(unnamed.bytes, "byte")));
+        let _ = writeln!(text, "Not shown: {} {what}: {traffic}.", plural(unnamed.connections, "connection"));
     }
     text.push_str(recording.losses.warning());
     text
+}
+
+/// A figure of the kernel's traffic, or the words for a mode that counts none.
+fn measured(recording: &Recording, figure: impl FnOnce() -> String) -> String {
+    if recording.measures_traffic() { figure() } else { String::from("not measured") }
 }
 
 fn accelerated(service: &ServiceRecord) -> String {
