@@ -1,8 +1,7 @@
 //! The tracer on this kernel, which has no `sock_send_length`: each of its modes does what [`MODES`] says, before traffic whose every call
 //! and byte is known.
 //!
-//! The modes are those that the tracer lists in its help. One that is not in the table is a failure; a tracer without modes has the
-//! first one only.
+//! The modes are those that the tracer lists in its help. One of the table that is not there is a failure.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -43,8 +42,6 @@ const MODES: [(&str, Expected); 5] = [
     ("syscalls", Expected::Exact { unseen: 0 }),
     ("snapshots", Expected::NoTraffic),
 ];
-/// Of a tracer that has no modes: its only one.
-const ONLY: (&str, Expected) = ("tp_btf", TOO_OLD);
 
 /// Requests of the measured exchange, each answered, and their size in bytes.
 const COUNT: u64 = 400;
@@ -63,21 +60,17 @@ pub(super) fn tests() -> Vec<Test> {
         }
     };
     let mut tests = Vec::new();
-    for (name, expected, listed) in modes {
-        let arguments = if listed { vec!["--mode".to_owned(), name.clone()] } else { Vec::new() };
-        let again = arguments.clone();
-        tests.push(Test::new(format!("tracer::discover::{name}"), move || discover(&arguments, expected)));
-        tests.push(Test::new(format!("tracer::verify::{name}"), move || verify(&again, expected)));
+    for (name, expected) in modes {
+        let arguments = ["--mode", name];
+        tests.push(Test::new(format!("tracer::discover::{name}"), move || discover(arguments, expected)));
+        tests.push(Test::new(format!("tracer::verify::{name}"), move || verify(arguments, expected)));
     }
     tests
 }
 
-/// The tracer's modes, what each must do, and whether the command line takes it.
-fn modes() -> Result<Vec<(String, Expected, bool)>> {
+/// The tracer's modes and what each must do.
+fn modes() -> Result<[(&'static str, Expected); 5]> {
     let help = run::capture_success(Command::new(TRACE).args(["discover", "--help"]), TEST_DEADLINE)?.stdout;
-    if !help.contains("--mode") {
-        return Ok(vec![(ONLY.0.to_owned(), ONLY.1, false)]);
-    }
     // A mode's name is a word of its own in the help.
     let words: Vec<&str> = help.split(|c: char| !(c.is_ascii_alphanumeric() || "_-".contains(c))).collect();
     let missing: Vec<_> = MODES.iter().filter(|(name, _)| !words.contains(name)).map(|(name, _)| *name).collect();
@@ -86,11 +79,11 @@ fn modes() -> Result<Vec<(String, Expected, bool)>> {
         "the tracer does not list the modes {}: change MODES in the guest's tests:\n{help}",
         missing.join(", ")
     );
-    Ok(MODES.iter().map(|(name, expected)| ((*name).to_owned(), *expected, true)).collect())
+    Ok(MODES)
 }
 
 /// `discover` beside an exchange on a connection that was there before.
-fn discover(mode: &[String], expected: Expected) -> Result<()> {
+fn discover(mode: [&str; 2], expected: Expected) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("echo.sock").display().to_string();
     let recording = directory.path().join("recording.json");
@@ -133,7 +126,7 @@ fn counted(unseen: u64) -> Value {
 }
 
 /// `verify` beside an exchange of an upgraded connection.
-fn verify(mode: &[String], expected: Expected) -> Result<()> {
+fn verify(mode: [&str; 2], expected: Expected) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("echo.sock").display().to_string();
     let mut command = Command::new(TRACE);
