@@ -11,6 +11,8 @@
 
 #![no_std]
 
+pub mod birth;
+
 /// Name of the per-CPU hash map from [`TrafficKey`] to [`Traffic`].
 pub const TRAFFIC_MAP: &str = "TRAFFIC";
 /// Name of the per-CPU array of [`LossCount`], indexed by [`Loss`].
@@ -30,11 +32,67 @@ pub const PID_NAMESPACE_DEVICE: &str = "PID_NAMESPACE_DEVICE";
 /// Name of the global `u64` with the inode of the reader's pid namespace; 0 for the initial one.
 pub const PID_NAMESPACE_INODE: &str = "PID_NAMESPACE_INODE";
 
+/// Name of the global array of `u64`, indexed by [`Offset`]: bytes from the beginning of a kernel structure to a member, by the
+/// running kernel's BTF; 0 where the mode does not need it.
+pub const OFFSETS: &str = "OFFSETS";
+
+/// Which member of which kernel structure: the index into [`OFFSETS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Offset {
+    /// `struct socket`: `sk`.
+    SocketSk,
+    /// `struct socket`: `type`.
+    SocketType,
+    /// `struct unix_sock`: `peer`.
+    UnixPeer,
+    /// `struct task_struct`: `files`.
+    TaskFiles,
+    /// `struct files_struct`: `fdt`.
+    FilesTable,
+    /// `struct fdtable`: `fd`.
+    TableFiles,
+    /// `struct file`: `f_inode`.
+    FileInode,
+    /// `struct file`: `private_data`.
+    FilePrivate,
+    /// `struct inode`: `i_mode`.
+    InodeMode,
+    /// `struct inode`: `i_ino`.
+    InodeNumber,
+    /// `struct sock`: `sk_family`, in its common part.
+    SockFamily,
+    /// `struct sock`: `sk_socket`.
+    SockSocket,
+    /// `struct socket_alloc`: `vfs_inode`; its `socket` is the first member.
+    SocketInode,
+}
+
+impl Offset {
+    /// Every member, in the order of its index.
+    pub const ALL: [Self; 13] = [
+        Self::SocketSk,
+        Self::SocketType,
+        Self::UnixPeer,
+        Self::TaskFiles,
+        Self::FilesTable,
+        Self::TableFiles,
+        Self::FileInode,
+        Self::FilePrivate,
+        Self::InodeMode,
+        Self::InodeNumber,
+        Self::SockFamily,
+        Self::SockSocket,
+        Self::SocketInode,
+    ];
+}
+
 /// One socket as used by one process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TrafficKey {
-    /// The socket's cookie: equals `SO_COOKIE` and UNIX_DIAG's.
+    /// The socket's cookie: equals `SO_COOKIE` and UNIX_DIAG's. By the system-call programs, which cannot ask for a cookie: the
+    /// socket's inode.
     pub cookie: u64,
     /// Process (thread group) that made the calls, as the reader's pid namespace numbers it; 0 for one outside it.
     pub tgid: u32,
@@ -56,7 +114,7 @@ pub struct Traffic {
     pub rx_calls: u64,
     /// Bytes that those calls received.
     pub rx_bytes: u64,
-    /// Cookie of the socket that got this CPU's latest sent bytes; 0 if this CPU never learned it.
+    /// Cookie (or inode, as in the key) of the socket that got this CPU's latest sent bytes; 0 if this CPU never learned it.
     pub peer: u64,
     /// Name of the thread that made this CPU's first call, zero-padded; all zero on a CPU that saw none.
     pub comm: [u8; 16],
@@ -82,11 +140,13 @@ pub enum Loss {
     NoMemory = 1,
     /// The kernel refused an entry for another cause, or the entry vanished.
     Refused = 2,
+    /// The system-call programs could not tell what the call moved, or on which socket.
+    Unreadable = 3,
 }
 
 impl Loss {
     /// Every cause, in the order of its index.
-    pub const ALL: [Self; 3] = [Self::MapFull, Self::NoMemory, Self::Refused];
+    pub const ALL: [Self; 4] = [Self::MapFull, Self::NoMemory, Self::Refused, Self::Unreadable];
 }
 
 // The tracer reads these bytes as the kernel wrote them: no padding anywhere.

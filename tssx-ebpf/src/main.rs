@@ -1,27 +1,35 @@
-//! The kernel programs: three BTF tracepoints that only socket traffic reaches.
+//! The kernel programs, of which the tracer loads those of one mode.
+//!
+//! Here: three BTF tracepoints that only socket traffic reaches, and what every mode shares, the counting.
 //!
 //! - `sk_data_ready`: fires in the sender's call, for the socket that got the bytes;
 //! - `sock_send_length`, `sock_recv_length` (Linux 6.3): the result of every send and receive.
 //!
-//! No structure offset is used: `bpf_skc_to_unix_sock` tells Unix sockets from others and `bpf_get_socket_cookie`
-//! names them. Rust emits no CO-RE relocation, so this is what lets one object run on every kernel that has the tracepoints.
+//! These use no structure offset: `bpf_skc_to_unix_sock` tells Unix sockets from others and `bpf_get_socket_cookie`
+//! names them. [`functions`] and [`syscalls`] are for kernels without them; Rust emits no CO-RE relocation, so the offsets that they
+//! need are read from the running kernel's BTF by the loader (`OFFSETS`).
+//! The names of sockets that live a moment only come from such offsets too, see [`told`].
 
 #![no_std]
 #![no_main]
 #![allow(unsafe_code, reason = "kernel helpers and map values are raw pointers, which the kernel's verifier checks at load")]
 #![allow(missing_docs, reason = "the macros of aya-ebpf make undocumented public items")]
 
+mod functions;
+mod syscalls;
+mod told;
+
 use core::ffi::c_void;
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_pidns_info;
 use aya_ebpf::helpers::generated::{bpf_get_ns_current_pid_tgid, bpf_get_socket_cookie, bpf_skc_to_unix_sock};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::{EbpfContext, Global};
 use aya_log_ebpf::debug;
-use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Loss, LossCount, TRAFFIC_ENTRIES, Traffic, TrafficKey};
+use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Loss, LossCount, Offset, TRAFFIC_ENTRIES, Traffic, TrafficKey};
 
 /// `MSG_PEEK` of recv(2): the bytes stay queued and will be read again.
 const MSG_PEEK: i32 = 2;
@@ -39,6 +47,10 @@ static PID_NAMESPACE_DEVICE: Global<u64> = Global::new(0);
 /// See [`tssx_ebpf::PID_NAMESPACE_INODE`]; the loader sets it.
 #[unsafe(no_mangle)]
 static PID_NAMESPACE_INODE: Global<u64> = Global::new(0);
+
+/// See [`tssx_ebpf::OFFSETS`]; the loader sets it.
+#[unsafe(no_mangle)]
+static OFFSETS: [Global<u64>; Offset::ALL.len()] = [const { Global::new(0) }; Offset::ALL.len()];
 
 #[map]
 static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> = PerCpuHashMap::with_max_entries(TRAFFIC_ENTRIES, 0);
@@ -113,9 +125,26 @@ fn sent(ctx: BtfTracePointContext) -> i32 {
     if result > 0
         && let Some(cookie) = unix_cookie(ctx.arg(0))
     {
-        account(&ctx, cookie, Direction::Sent, result as u64);
+        count_sent(&ctx, ctx.arg(0), cookie, result as u64);
     }
     0
+}
+
+/// Counts a send, and learns the peer from what `data_ready` noted in the same call.
+#[inline(always)]
+fn count_sent(ctx: &BtfTracePointContext, socket: *mut c_void, cookie: u64, bytes: u64) {
+    let Some(record) = account(ctx, socket, cookie, Direction::Sent, 1, bytes) else { return };
+    let Some(told) = TOLD.get_ptr_mut(0) else { return };
+    let pid_tgid = bpf_get_current_pid_tgid();
+    // SAFETY: the verifier proved both to be this CPU's values; programs on one CPU do not preempt each other.
+    unsafe {
+        if (*told).pid_tgid == pid_tgid {
+            // Used once: a thread that moves to another CPU within a call must not leave its peer for a later one.
+            (*record).peer = (*told).cookie;
+            (*told).pid_tgid = 0;
+        }
+        (*told).settled = if (*record).peer == 0 { 0 } else { pid_tgid };
+    }
 }
 
 /// `sock_recv_length(sk, ret, flags)`: the end of a receive.
@@ -127,7 +156,7 @@ fn received(ctx: BtfTracePointContext) -> i32 {
         && flags & MSG_PEEK == 0
         && let Some(cookie) = unix_cookie(ctx.arg(0))
     {
-        account(&ctx, cookie, Direction::Received, result as u64);
+        account(&ctx, ctx.arg(0), cookie, Direction::Received, 1, result as u64);
     }
     0
 }
@@ -145,17 +174,29 @@ fn reader_tgid(pid_tgid: u64) -> u32 {
     info.tgid
 }
 
-/// Adds one call to its record, or to the losses.
+/// The offset that the loader found; a constant to the kernel's verifier.
 #[inline(always)]
-fn account(ctx: &BtfTracePointContext, cookie: u64, direction: Direction, bytes: u64) {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let key = TrafficKey { cookie, tgid: reader_tgid(pid_tgid), reserved: 0 };
-    let record = match record_of(&key) {
+fn offset(of: Offset) -> usize {
+    OFFSETS[of as usize].load() as usize
+}
+
+/// Adds calls to their record, which it gives back, or to the losses. A `socket` of null is one that cannot be looked at.
+#[inline(always)]
+fn account<C: EbpfContext>(
+    ctx: &C,
+    socket: *mut c_void,
+    cookie: u64,
+    direction: Direction,
+    calls: u64,
+    bytes: u64,
+) -> Option<*mut Traffic> {
+    let key = TrafficKey { cookie, tgid: reader_tgid(bpf_get_current_pid_tgid()), reserved: 0 };
+    let record = match record_of(&key, socket) {
         Ok(record) => record,
         Err(loss) => {
-            lose(loss, bytes);
+            lose(loss, calls, bytes);
             debug!(ctx, "no record for socket {} of process {}", key.cookie, key.tgid);
-            return;
+            return None;
         }
     };
     // SAFETY: the verifier proved `record` to be this CPU's value; programs on one CPU do not preempt each other.
@@ -166,32 +207,30 @@ fn account(ctx: &BtfTracePointContext, cookie: u64, direction: Direction, bytes:
             (*record).comm = comm;
         }
         if direction == Direction::Received {
-            (*record).rx_calls += 1;
+            (*record).rx_calls += calls;
             (*record).rx_bytes += bytes;
-            return;
+        } else {
+            (*record).tx_calls += calls;
+            (*record).tx_bytes += bytes;
         }
-        (*record).tx_calls += 1;
-        (*record).tx_bytes += bytes;
-        let Some(told) = TOLD.get_ptr_mut(0) else { return };
-        if (*told).pid_tgid == pid_tgid {
-            // Used once: a thread that moves to another CPU within a call must not leave its peer for a later one.
-            (*record).peer = (*told).cookie;
-            (*told).pid_tgid = 0;
-        }
-        (*told).settled = if (*record).peer == 0 { 0 } else { pid_tgid };
     }
+    Some(record)
 }
 
-/// This CPU's value for `key`, made if need be.
+/// This CPU's value for `key`, the record of `socket`, made if need be.
 #[inline(always)]
-fn record_of(key: &TrafficKey) -> Result<*mut Traffic, Loss> {
+fn record_of(key: &TrafficKey, socket: *mut c_void) -> Result<*mut Traffic, Loss> {
     if let Some(record) = TRAFFIC.get_ptr_mut(key) {
         return Ok(record);
     }
     tell_of(key.tgid);
     let fresh = Traffic { tx_calls: 0, tx_bytes: 0, rx_calls: 0, rx_bytes: 0, peer: 0, comm: [0; 16] };
     match TRAFFIC.insert(key, fresh, BPF_NOEXIST) {
-        Ok(()) | Err(EEXIST) => TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused),
+        Ok(()) => {
+            told::tell(socket, key.cookie);
+            TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused)
+        }
+        Err(EEXIST) => TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused),
         Err(E2BIG) => Err(Loss::MapFull),
         Err(ENOMEM) => Err(Loss::NoMemory),
         Err(_) => Err(Loss::Refused),
@@ -207,13 +246,13 @@ fn tell_of(tgid: u32) {
     }
 }
 
-/// Counts a call that has no record.
+/// Counts calls that have no record.
 #[inline(always)]
-fn lose(loss: Loss, bytes: u64) {
+fn lose(loss: Loss, calls: u64, bytes: u64) {
     if let Some(count) = LOSSES.get_ptr_mut(loss as u32) {
         // SAFETY: the verifier proved `count` to be this CPU's entry; programs on one CPU do not preempt each other.
         unsafe {
-            (*count).calls += 1;
+            (*count).calls += calls;
             (*count).bytes += bytes;
         }
     }

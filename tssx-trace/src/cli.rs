@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::mode::{Wanted, parse_wanted};
 use crate::names::SocketName;
 use crate::probe::ProbeOptions;
 use crate::recording::DEFAULT_PATH;
@@ -52,6 +53,19 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Start a command with the library and a selection of sockets
     Run(RunArgs),
+    /// Show what the tracer can do on this machine, what it lacks, and the remedy
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Every mode is tried for real: its programs are loaded, attached and taken away again.
+
+Exit status: 0 traffic can be measured; 5 only snapshots work, or nothing.")]
+pub(crate) struct DoctorArgs {
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// The window and the probe.
@@ -60,6 +74,9 @@ pub(crate) struct WindowArgs {
     /// How long to watch: 500ms, 5s, 2m; Ctrl-C ends it early and still reports
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
+    /// How to measure: auto takes the first of tp_btf, fexit, syscalls and snapshots that works here (see `tssx-trace doctor`)
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = parse_wanted)]
+    pub(crate) mode: Wanted,
     /// How many pairs of one socket and one process the kernel can count within the window
     #[arg(long, value_name = "N", default_value_t = tssx_ebpf::TRAFFIC_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub(crate) max_sockets: u32,
@@ -72,9 +89,9 @@ pub(crate) struct WindowArgs {
 }
 
 impl WindowArgs {
-    /// The window, with that time between two looks for ledgers.
-    pub(crate) fn window(&self, ledger_period: Duration) -> Window {
-        let probe = ProbeOptions { max_sockets: self.max_sockets, log: self.kernel_log };
+    /// The window, with that time between two looks for ledgers; with `needs_traffic`, a mode without traffic is refused.
+    pub(crate) fn window(&self, ledger_period: Duration, needs_traffic: bool) -> Window {
+        let probe = ProbeOptions { mode: self.mode, needs_traffic, max_sockets: self.max_sockets, log: self.kernel_log };
         Window { duration: self.duration, ledger_period, probe }
     }
 }
@@ -96,6 +113,9 @@ pub(crate) struct DiscoverArgs {
     /// Show sockets without a connection too
     #[arg(long)]
     pub(crate) all: bool,
+    /// List each connection in the recording and the JSON: who called at each end, and whether its bytes balance
+    #[arg(long)]
+    pub(crate) pairs: bool,
 }
 
 #[derive(Debug, Args)]

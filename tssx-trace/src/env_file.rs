@@ -121,6 +121,14 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_it_panic_or_go_on_for_ever() {
+        let good = format!("{}\n{}\n{}\n", comment("why"), line("USE_TSSX", "/a b $\\").expect("printable"), "K=\"\\x\\\"\"");
+        crate::mutations::each(good.as_bytes(), 20_000, |bytes| {
+            let _variables = parse(&String::from_utf8_lossy(bytes));
+        });
+    }
+
+    #[test]
     fn a_comment_is_one_line_whatever_is_in_it() {
         assert_eq!(comment("a\nrm -rf /"), "# a\\x0arm -rf /");
         assert_eq!(comment("ends in \\"), "# ends in \\ .");

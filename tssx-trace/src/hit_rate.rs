@@ -99,8 +99,8 @@ pub(crate) struct ReasonCount {
 /// Every stream socket that a library selected, and every one in `wanted` that was seen at all.
 pub(crate) fn sockets(seen: &Observation, wanted: &[SocketName]) -> Vec<SocketReport> {
     let mut reports = Vec::new();
-    for ((name, kind), service) in services(seen) {
-        let Some(name) = name.filter(|_| kind == Kind::Stream) else { continue };
+    for (key, service) in services(seen) {
+        let Some(name) = key.name.filter(|_| key.kind == Kind::Stream) else { continue };
         let mut servers = service.listener_pids;
         servers.extend(service.connections.iter().flat_map(|connection| connection.server.pids.iter()));
         let name = make_absolute(&name, &servers).unwrap_or(name);

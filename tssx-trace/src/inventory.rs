@@ -6,20 +6,17 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use anyhow::{Context, bail};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::constants::TCP_LISTEN;
-use netlink_packet_sock_diag::unix::nlas::UnixDiagName;
-use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest, UnixResponse};
+use anyhow::Context;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
 use serde::{Deserialize, Serialize};
 
+use tssx_ebpf::birth::{Birth, OF_PEER, OWN};
+
 use crate::names::SocketName;
+use crate::unix_diag::{self, Answer, Message};
 
 /// Bytes offered for one datagram of a dump; the kernel sends at most 32 KiB at once.
 const DUMP_BUFFER: usize = 64 * 1024;
@@ -49,17 +46,79 @@ impl Kind {
     }
 }
 
+/// A socket file by device and inode, as stat(2) gives them, the inode's low 32 bits only: UNIX_DIAG has no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u32,
+}
+
+impl FileId {
+    /// From the kernel's own number of a device, whose low 20 bits are the minor number.
+    fn new(device: u32, inode: u64) -> Self {
+        Self::from_parts(rustix::fs::makedev(device >> 20, device & 0xf_ffff), inode)
+    }
+
+    /// From what stat(2) gives.
+    pub(crate) fn from_parts(device: u64, inode: u64) -> Self {
+        Self { device, inode: (inode & u64::from(u32::MAX)) as u32 }
+    }
+
+    /// Whether a file with this device and inode is the one.
+    pub(crate) fn is(self, device: u64, inode: u64) -> bool {
+        self == Self::from_parts(device, inode)
+    }
+
+    /// Device and inode.
+    pub(crate) fn parts(self) -> (u64, u32) {
+        (self.device, self.inode)
+    }
+}
+
+/// A name and the file that bears it, if it is a path.
+pub(crate) type Named = (SocketName, Option<FileId>);
+
 /// One socket as the dumps showed it.
 #[derive(Clone, Debug)]
 pub(crate) struct SocketInfo {
-    /// Inode of the socket, as `/proc/PID/fd` shows it.
+    /// Inode of the socket, as `/proc/PID/fd` shows it; 0 for one that no dump saw.
     pub(crate) inode: u64,
     pub(crate) kind: Kind,
     pub(crate) listening: bool,
     /// Its own name; an accepted socket has its listener's.
     pub(crate) name: Option<SocketName>,
-    /// Cookie of its peer, once both were seen in one dump.
+    /// The file of that name.
+    pub(crate) file: Option<FileId>,
+    /// Cookie of its peer, once both were seen in one dump or the kernel programs told.
     pub(crate) peer: Option<u64>,
+    /// Name of its peer, where the kernel programs told, or where the listener of that name has not accepted it yet.
+    pub(crate) peer_name: Option<Named>,
+    /// Inode of its network namespace.
+    pub(crate) network: u64,
+    /// Bytes that it could read when the window began; 0 for one that came later.
+    pub(crate) queued_before: u64,
+    /// Bytes that it can read, at the latest dump that saw it.
+    queued: Option<u64>,
+    /// Number of that dump.
+    seen: u64,
+}
+
+impl SocketInfo {
+    fn new(inode: u64, kind: Kind, network: u64) -> Self {
+        Self {
+            inode,
+            kind,
+            listening: false,
+            name: None,
+            file: None,
+            peer: None,
+            peer_name: None,
+            network,
+            queued_before: 0,
+            queued: None,
+            seen: 0,
+        }
+    }
 }
 
 /// The merged dumps.
@@ -71,6 +130,8 @@ pub(crate) struct Inventory {
     closed_namespaces: Vec<u64>,
     /// Processes whose namespace is known.
     placed: HashSet<i32>,
+    /// How many dumps there were.
+    dumps: u64,
 }
 
 impl Inventory {
@@ -89,6 +150,7 @@ impl Inventory {
             by_inode: HashMap::new(),
             closed_namespaces: Vec::new(),
             placed: HashSet::new(),
+            dumps: 0,
         })
     }
 
@@ -130,34 +192,67 @@ impl Inventory {
     /// # Errors
     /// Where the kernel refuses or garbles a dump.
     pub(crate) fn refresh(&mut self) -> anyhow::Result<()> {
+        self.dumps += 1;
         for index in 0..self.namespaces.len() {
-            let Some((_, socket)) = self.namespaces.get(index) else { break };
-            let responses = dump(socket).context("UNIX_DIAG dump failed")?;
-            self.merge(&responses);
+            let Some((network, socket)) = self.namespaces.get(index) else { break };
+            let answers = dump(socket).context("UNIX_DIAG dump failed")?;
+            self.merge(*network, answers);
         }
         Ok(())
     }
 
-    fn merge(&mut self, responses: &[UnixResponse]) {
-        let cookie_of = |response: &UnixResponse| u64::from_ne_bytes(response.header.cookie);
-        let now: HashMap<u64, u64> =
-            responses.iter().map(|response| (u64::from(response.header.inode), cookie_of(response))).collect();
-        for response in responses {
-            let cookie = cookie_of(response);
-            let peer = response.peer().and_then(|inode| now.get(&u64::from(inode)).copied());
-            let name = response.name().and_then(convert_name);
-            let known = self.sockets.entry(cookie).or_insert_with(|| SocketInfo {
-                inode: u64::from(response.header.inode),
-                kind: Kind::from_raw(response.header.kind),
-                listening: false,
-                name: None,
-                peer: None,
-            });
-            known.listening |= response.header.state == TCP_LISTEN;
-            known.name = name.or_else(|| known.name.take());
-            known.peer = peer.or(known.peer);
+    /// Begins the window: what lies in the queues now was sent before it.
+    pub(crate) fn begin(&mut self) {
+        for info in self.sockets.values_mut() {
+            info.queued_before = info.queued.unwrap_or(0);
         }
-        self.by_inode.extend(now.iter().filter(|(inode, _)| **inode != 0));
+    }
+
+    fn merge(&mut self, network: u64, answers: Vec<Answer>) {
+        let now: HashMap<u32, u64> = answers.iter().map(|answer| (answer.inode, answer.cookie)).collect();
+        let mut waiting = Vec::new();
+        for answer in answers {
+            let inode = u64::from(answer.inode);
+            let fresh = || SocketInfo::new(inode, Kind::from_raw(answer.kind), network);
+            let known = self.sockets.entry(answer.cookie).or_insert_with(fresh);
+            known.inode = inode;
+            known.kind = Kind::from_raw(answer.kind);
+            known.listening |= answer.listening;
+            known.name = answer.name.as_deref().and_then(convert_name).or_else(|| known.name.take());
+            known.file = answer.file.map(|(inode, device)| FileId::new(device, u64::from(inode))).or(known.file);
+            known.peer = answer.peer.and_then(|inode| now.get(&inode).copied()).or(known.peer);
+            known.queued = answer.queued.map(u64::from);
+            known.seen = self.dumps;
+            if let Some(name) = &known.name {
+                let clients = answer.waiting.iter().filter_map(|inode| now.get(inode));
+                waiting.extend(clients.map(|client| (*client, (name.clone(), known.file))));
+            }
+        }
+        for (client, name) in waiting {
+            if let Some(client) = self.sockets.get_mut(&client) {
+                client.peer_name.get_or_insert(name);
+            }
+        }
+        self.by_inode.extend(now.iter().map(|(inode, cookie)| (u64::from(*inode), *cookie)));
+    }
+
+    /// Merges what the kernel programs told of a socket.
+    pub(crate) fn add_birth(&mut self, birth: &Birth) {
+        let fresh = || SocketInfo::new(0, Kind::from_raw(u8::try_from(birth.kind).unwrap_or(0)), u64::from(birth.network));
+        let known = self.sockets.entry(birth.cookie).or_insert_with(fresh);
+        known.peer = known.peer.or((birth.peer != 0).then_some(birth.peer));
+        let Some(name) = birth.name.get(..usize::from(birth.length)).and_then(convert_name) else { return };
+        let file = (birth.inode != 0).then(|| FileId::new(birth.device, birth.inode));
+        match birth.whose {
+            OWN if known.name.is_none() => (known.name, known.file) = (Some(name), file),
+            OF_PEER => known.peer_name = Some((name, file)),
+            _ => {}
+        }
+    }
+
+    /// Bytes that the socket could read when the latest dump saw it; `None` if it is gone.
+    pub(crate) fn queued(&self, cookie: u64) -> Option<u64> {
+        self.sockets.get(&cookie).filter(|info| info.seen == self.dumps).and_then(|info| info.queued)
     }
 
     /// What is known of the socket with this cookie.
@@ -176,12 +271,11 @@ impl Inventory {
     }
 }
 
-fn convert_name(name: &UnixDiagName) -> Option<SocketName> {
-    match name {
-        UnixDiagName::Pathname(path) if path.is_empty() => None,
-        UnixDiagName::Pathname(path) => Some(SocketName::Path(path.as_bytes().to_vec())),
-        // The crate hands an abstract name over with its leading NUL or without it, depending on its release.
-        UnixDiagName::Abstract(name) => Some(SocketName::Abstract(name.strip_prefix(&[0]).unwrap_or(name).to_vec())),
+/// A name as the kernel keeps it: behind a path is a NUL, in an abstract name every byte counts.
+fn convert_name(sun_path: &[u8]) -> Option<SocketName> {
+    match sun_path.first()? {
+        0 => SocketName::from_sun_path(sun_path),
+        _ => SocketName::from_sun_path(sun_path.split(|byte| *byte == 0).next()?),
     }
 }
 
@@ -193,38 +287,20 @@ fn open_netlink() -> io::Result<Socket> {
 }
 
 /// One UNIX_DIAG dump of the namespace that `socket` was opened in.
-fn dump(socket: &Socket) -> anyhow::Result<Vec<UnixResponse>> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let request = UnixRequest {
-        state_flags: StateFlags::from_bits_retain(u32::MAX), // also unconnected datagram sockets
-        inode: 0,
-        show_flags: ShowFlags::NAME | ShowFlags::PEER,
-        cookie: [0xff; 8],
-    };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::UnixRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
+fn dump(socket: &Socket) -> anyhow::Result<Vec<Answer>> {
+    socket.send(&unix_diag::request(), 0)?;
     let mut found = Vec::new();
     let mut buffer = Vec::with_capacity(DUMP_BUFFER);
     loop {
         buffer.clear();
         let size = socket.recv(&mut buffer, 0)?;
         let mut rest = buffer.get(..size).unwrap_or_default();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).context("cannot decode the kernel's answer")?;
-            let length = message.header.length as usize;
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(error) => bail!("the kernel refused it: {}", error.to_io()),
-                NetlinkPayload::InnerMessage(SockDiagMessage::UnixResponse(response)) => found.push(*response),
-                _ => {}
+        while let Some(message) = unix_diag::next(&mut rest)? {
+            match message {
+                Message::Done => return Ok(found),
+                Message::Socket(answer) => found.push(*answer),
+                Message::Other => {}
             }
-            // Messages are aligned to four bytes, netlink(7).
-            rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
         }
     }
 }
@@ -258,6 +334,24 @@ mod tests {
 
         inventory.refresh().expect("dump");
         assert!(inventory.socket(*accepted_cookie(&inventory, &text)).is_some(), "a closed socket stays known");
+    }
+
+    #[test]
+    fn a_client_that_waits_to_be_accepted_is_known_by_its_listener() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("waiting.sock");
+        let _listener = UnixListener::bind(&path).expect("bound");
+        let client = UnixStream::connect(&path).expect("connected");
+        let metadata = std::fs::metadata(&path).expect("there");
+        let cookie = rustix::net::sockopt::socket_cookie(&client).expect("a cookie");
+
+        let mut inventory = Inventory::open().expect("netlink");
+        inventory.refresh().expect("dump");
+        let name = SocketName::Path(path.into_os_string().into_encoded_bytes());
+        let file = FileId::from_parts(metadata.dev(), metadata.ino());
+        assert_eq!(inventory.socket(cookie).and_then(|info| info.peer_name.clone()), Some((name.clone(), Some(file))));
+        let listener = inventory.sockets().find(|(_, info)| info.listening && info.name.as_ref() == Some(&name));
+        assert_eq!(listener.and_then(|(cookie, _)| inventory.queued(cookie)), Some(1));
     }
 
     fn accepted_cookie<'a>(inventory: &'a Inventory, text: &str) -> &'a u64 {

@@ -4,10 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::inventory::{Inventory, Kind};
+use crate::inventory::{FileId, Inventory, Kind};
 use crate::ledgers::{LedgerEnd, Ledgers};
 use crate::names::SocketName;
-use crate::processes;
+use crate::places::absolute_path;
 use crate::recording::ProcessRecord;
 use crate::watch::Observation;
 
@@ -28,6 +28,8 @@ pub(crate) struct End {
     pub(crate) kernel: Totals,
     /// Processes that called, and those that only hold the descriptor.
     pub(crate) pids: BTreeSet<u32>,
+    /// Those of them that called.
+    pub(crate) callers: BTreeSet<u32>,
     /// What the end's own ledger says, if the end runs with the library and selected the connection.
     pub(crate) ledger: Option<LedgerEnd>,
 }
@@ -76,10 +78,30 @@ impl End {
 
 type Slot = tssx_core::ledger::view::SlotSnapshot;
 
+/// What makes two sockets of one name different ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// The file of a path: another file may get the same path later, or elsewhere.
+    File(FileId),
+    /// The network namespace of an abstract name, by inode.
+    Network(u64),
+}
+
+impl Place {
+    fn new(name: &SocketName, file: Option<FileId>, network: u64) -> Option<Self> {
+        match name {
+            SocketName::Path(_) => file.map(Self::File),
+            SocketName::Abstract(_) => Some(Self::Network(network)),
+        }
+    }
+}
+
 /// Two ends; the second is missing when its socket was never seen.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     pub(crate) name: Option<SocketName>,
+    /// Where that name is.
+    pub(crate) place: Option<Place>,
     pub(crate) kind: Kind,
     /// The end that carries the name, that is, the accepting one. Of a nameless pair: either.
     pub(crate) server: End,
@@ -160,8 +182,11 @@ impl Connection {
 #[derive(Clone, Debug)]
 pub(crate) struct Listener {
     pub(crate) name: SocketName,
+    pub(crate) place: Option<Place>,
     pub(crate) kind: Kind,
     pub(crate) pids: BTreeSet<u32>,
+    /// Connections that waited to be accepted when the window ended; `None` if the socket was gone.
+    pub(crate) waiting: Option<u64>,
 }
 
 /// Every connection that existed within the window.
@@ -174,7 +199,10 @@ pub(crate) fn connections(seen: &Observation) -> Vec<Connection> {
     let mut found = Vec::new();
     for cookie in cookies {
         let Some(one) = ends.remove(&cookie) else { continue }; // taken as its peer's peer
-        let other = peers.get(&cookie).and_then(|peer| ends.remove(peer)).unwrap_or_default();
+        // A peer that made no call and that no list showed is known by its cookie only.
+        let nameless = |peer: &u64| End { cookie: *peer, ..End::default() };
+        let other = peers.get(&cookie).map(|peer| ends.remove(peer).unwrap_or_else(|| nameless(peer)));
+        let other = other.unwrap_or_default();
         found.push(pair(seen, &listening, one, other));
     }
     found
@@ -184,9 +212,11 @@ pub(crate) fn connections(seen: &Observation) -> Vec<Connection> {
 pub(crate) fn listeners(seen: &Observation) -> Vec<Listener> {
     let named = seen.inventory.sockets().filter(|(_, info)| info.listening);
     named
-        .filter_map(|(_, info)| {
+        .filter_map(|(cookie, info)| {
             let pids = seen.processes.holders(info.inode).collect();
-            Some(Listener { name: info.name.clone()?, kind: info.kind, pids })
+            let name = info.name.clone()?;
+            let (place, waiting) = (Place::new(&name, info.file, info.network), seen.inventory.queued(cookie));
+            Some(Listener { name, place, kind: info.kind, pids, waiting })
         })
         .collect()
 }
@@ -203,7 +233,7 @@ fn ends(seen: &Observation) -> HashMap<u64, End> {
         Some(cookie)
     };
     for (cookie, info) in seen.inventory.sockets() {
-        let connected = info.peer.is_some() || info.kind == Kind::Datagram;
+        let connected = info.peer.is_some() || info.peer_name.is_some() || info.kind == Kind::Datagram;
         if connected && end(&mut ends, cookie).is_some() {
             let pids = seen.processes.holders(info.inode);
             ends.entry(cookie).or_default().pids.extend(pids);
@@ -217,6 +247,7 @@ fn ends(seen: &Observation) -> HashMap<u64, End> {
             end.kernel.rx_calls += record.rx_calls;
             end.kernel.rx_bytes += record.rx_bytes;
             end.pids.insert(record.pid);
+            end.callers.insert(record.pid);
         }
     }
     for ledger_end in seen.ledgers.ends() {
@@ -270,6 +301,7 @@ fn peers(seen: &Observation) -> HashMap<u64, u64> {
     for (cookie, info) in seen.inventory.sockets() {
         if let Some(peer) = info.peer {
             peers.insert(cookie, peer);
+            peers.entry(peer).or_insert(cookie);
         }
     }
     peers
@@ -277,24 +309,32 @@ fn peers(seen: &Observation) -> HashMap<u64, u64> {
 
 /// Decides which end is the server and what the connection is called.
 fn pair(seen: &Observation, listening: &HashSet<SocketName>, one: End, other: End) -> Connection {
-    let rank = |end: &End| -> u32 {
-        let info = seen.inventory.socket(end.cookie);
-        let named = info.is_some_and(|info| info.name.is_some());
-        let accepted = end.ledger.as_ref().is_some_and(LedgerEnd::is_acceptor);
-        let listened = info.and_then(|info| info.name.as_ref()).is_some_and(|name| listening.contains(name));
-        u32::from(accepted) * 4 + u32::from(listened) * 2 + u32::from(named)
-    };
-    let (server, client) = if rank(&other) > rank(&one) { (other, one) } else { (one, other) };
     let info = |end: &End| seen.inventory.socket(end.cookie);
-    let own_name = |end: &End| info(end).and_then(|info| info.name.clone());
+    let named_by = |end: &End, peer: &End| {
+        let own = info(end).and_then(|info| Some((info.name.clone()?, info.file, info.network)));
+        own.or_else(|| info(peer).and_then(|info| info.peer_name.clone().map(|(name, file)| (name, file, info.network))))
+    };
+    let rank = |end: &End, peer: &End| -> u32 {
+        let name = named_by(end, peer).map(|(name, ..)| name);
+        let accepted = end.ledger.as_ref().is_some_and(LedgerEnd::is_acceptor);
+        let listened = name.as_ref().is_some_and(|name| listening.contains(name));
+        u32::from(accepted) * 4 + u32::from(listened) * 2 + u32::from(name.is_some())
+    };
+    let ranks = (rank(&one, &other), rank(&other, &one));
+    let (server, client) = if ranks.1 > ranks.0 { (other, one) } else { (one, other) };
     let ledger_name = |end: &End| end.ledger.as_ref().and_then(|ledger| ledger.name.clone());
-    let name = own_name(&server).or_else(|| ledger_name(&server)).or_else(|| ledger_name(&client));
+    let named = named_by(&server, &client);
+    let place = named.as_ref().and_then(|(name, file, network)| Place::new(name, *file, *network));
+    let name = named.map(|(name, ..)| name).or_else(|| ledger_name(&server)).or_else(|| ledger_name(&client));
     let kinds = [info(&server), info(&client)];
     let kind = kinds.iter().flatten().map(|info| info.kind).find(|kind| *kind != Kind::Unknown);
     // The library selects streams only.
     let selected = server.ledger.is_some() || client.ledger.is_some();
     let kind = kind.unwrap_or(if selected { Kind::Stream } else { Kind::Unknown });
-    Connection { name, kind, server, client }
+    // Both ends are bound and neither is known to have listened: which name is the service's cannot be told.
+    let undecided = ranks.0 == ranks.1 && ranks.0 > 0 && kind != Kind::Datagram;
+    let (name, place) = if undecided { (None, None) } else { (name, place) };
+    Connection { name, place, kind, server, client }
 }
 
 /// Every connection of one name and kind.
@@ -303,17 +343,46 @@ pub(crate) struct Service {
     pub(crate) connections: Vec<Connection>,
     /// Holders of the listening socket of that name.
     pub(crate) listener_pids: BTreeSet<u32>,
+    /// Connections that waited to be accepted when the window ended; `None` if nobody listened then.
+    pub(crate) waiting: Option<u64>,
 }
 
-/// Groups connections by name and kind; a listening socket without a connection is a service too.
-pub(crate) fn services(seen: &Observation) -> BTreeMap<(Option<SocketName>, Kind), Service> {
+/// What the connections of a service have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ServiceKey {
+    pub(crate) name: Option<SocketName>,
+    pub(crate) kind: Kind,
+    pub(crate) place: Option<Place>,
+}
+
+/// Groups connections by name, kind and place; a listening socket without a connection is a service too.
+pub(crate) fn services(seen: &Observation) -> BTreeMap<ServiceKey, Service> {
     let mut services: BTreeMap<_, Service> = BTreeMap::new();
     for connection in connections(seen) {
-        let key = (connection.name.clone(), connection.kind);
+        let key = ServiceKey { name: connection.name.clone(), kind: connection.kind, place: connection.place };
         services.entry(key).or_default().connections.push(connection);
     }
     for listener in listeners(seen) {
-        services.entry((Some(listener.name), listener.kind)).or_default().listener_pids.extend(listener.pids);
+        let key = ServiceKey { name: Some(listener.name), kind: listener.kind, place: listener.place };
+        let service = services.entry(key).or_default();
+        service.listener_pids.extend(listener.pids);
+        service.waiting = service.waiting.max(listener.waiting);
+    }
+    settle(services)
+}
+
+/// Gives connections whose name is known from a ledger only to the one service of that name, if there is only one.
+fn settle(mut services: BTreeMap<ServiceKey, Service>) -> BTreeMap<ServiceKey, Service> {
+    let homeless: Vec<ServiceKey> = services.keys().filter(|key| key.name.is_some() && key.place.is_none()).cloned().collect();
+    for key in homeless {
+        let mut same = services.keys().filter(|other| other.name == key.name && other.kind == key.kind && other.place.is_some());
+        if let (Some(home), None) = (same.next().cloned(), same.next())
+            && let Some(service) = services.remove(&key)
+        {
+            let home = services.entry(home).or_default();
+            home.connections.extend(service.connections);
+            home.listener_pids.extend(service.listener_pids);
+        }
     }
     services
 }
@@ -324,7 +393,7 @@ pub(crate) fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Optio
     if path.first() == Some(&b'/') {
         return None;
     }
-    servers.iter().find_map(|pid| processes::absolute_path(*pid, path)).map(SocketName::Path)
+    servers.iter().find_map(|pid| absolute_path(*pid, path)).map(SocketName::Path)
 }
 
 /// Numbers and names of processes; of one that is gone, the name that the kernel programs saw.
@@ -333,7 +402,7 @@ pub(crate) fn describe(seen: &Observation, pids: &BTreeSet<u32>) -> Vec<ProcessR
     pids.iter()
         .map(|pid| {
             let name = seen.processes.name(*pid).or_else(|| comm(*pid)).unwrap_or("?");
-            ProcessRecord { pid: *pid, name: name.to_owned() }
+            ProcessRecord { pid: *pid, name: name.to_owned(), group: seen.processes.group(*pid).cloned() }
         })
         .collect()
 }

@@ -259,7 +259,7 @@ fn map_ledger(pid: u32, range: &str) -> Result<Option<(LedgerId, Ledger)>, Strin
     let path = format!("/proc/{pid}/map_files/{range}");
     let file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
         Err(error) => return Err(format!("cannot open its ledger: {error}")),
     };
     map_file(&file).map(Some)
@@ -387,6 +387,9 @@ mod tests {
         let line = b"7f0000000000-7f0001000000 rw-s 00000000 00:01 1027 /memfd:tssx-ledger (deleted)";
         let (range, id) = parse_line(line).expect("recognised");
         assert_eq!((range, id.inode), ("7f0000000000-7f0001000000", 1027));
+        crate::mutations::each(line, 20_000, |bytes| {
+            let _ledger = parse_line(bytes);
+        });
         let wrong: [&[u8]; 4] = [
             b"7f0000000000-7f0001000000 rw-p 00000000 00:01 1027 /memfd:tssx-ledger (deleted)",
             b"7f0000000000-7f0001000000 rw-s 00000000 00:01 1027 /memfd:tssx-ledger-of-mine (deleted)",

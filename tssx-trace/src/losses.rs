@@ -16,6 +16,9 @@ pub(crate) struct Losses {
     /// Calls, and bytes, whose entry the kernel refused for another cause.
     pub(crate) refused_calls: u64,
     pub(crate) refused_bytes: u64,
+    /// Calls of which the system-call programs could not tell the socket or the bytes.
+    #[serde(default)]
+    pub(crate) unreadable_calls: u64,
     /// Events that the kernel did not hand to the programs because one was already running on that CPU.
     pub(crate) missed_events: u64,
     /// Selected connections that found no room in their process's ledger.
@@ -24,6 +27,9 @@ pub(crate) struct Losses {
     pub(crate) overwritten_connections: u64,
     /// Selected connections whose socket the ledger does not name, and no list of sockets knew.
     pub(crate) unplaced_connections: u64,
+    /// Sockets of whose names the kernel programs could not tell, because the ring buffer was full.
+    #[serde(default)]
+    pub(crate) untold_sockets: u64,
     /// Ledgers that were found and not believed.
     pub(crate) refused_ledgers: u64,
 }
@@ -56,10 +62,12 @@ impl Losses {
             }
         }
         for (count, noun, cause) in [
+            (self.unreadable_calls, "call", "whose socket or bytes could not be read in the kernel"),
             (self.missed_events, "event", "not delivered by the kernel"),
             (self.uncounted_connections, "selected connection", "found no room in their process's ledger"),
             (self.overwritten_connections, "selected connection", "came and went faster than the ledgers were read"),
             (self.unplaced_connections, "selected connection", "of which the ledger does not tell the socket"),
+            (self.untold_sockets, "socket", "came faster than their names were read: those that are gone stay unnamed"),
             (self.refused_ledgers, "ledger", "found and not read (see the warnings)"),
         ] {
             if count > 0 {

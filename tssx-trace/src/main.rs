@@ -1,30 +1,44 @@
 //! `tssx-trace`: finds the Unix sockets worth accelerating and proves afterwards that they are.
 //!
 //! One `discover`, from the command line to the table: [`cli`] reads the arguments, [`commands`] picks the file of the
-//! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs (after [`preflight`]
-//! has looked for what is missing), [`inventory`] lists the host's sockets, [`ledgers`] reads the preload library's
-//! statistics and [`processes`] looks at who holds what. [`join`] puts the four together by socket cookie; the
-//! subcommand turns that into a table ([`output`]) and a [`recording`]. `suggest` starts from the recording alone.
+//! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs of the best [`mode`] that works
+//! (after [`preflight`] has looked for what is missing, at offsets from [`kernel_types`], those of names by [`shape`]),
+//! [`inventory`] lists the host's sockets with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what, and
+//! [`cgroups`] in which container. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
+//! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a table
+//! ([`output`]) and a [`recording`]. `suggest` starts from the recording alone.
 //!
-//! Architecture invariant: only `probe` and `preflight` know aya, only `ledgers` maps foreign memory, only
+//! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
 
+mod capabilities;
+mod cgroups;
 mod cli;
 mod commands;
 mod env_file;
 mod hit_rate;
 mod inventory;
 mod join;
+mod kernel_types;
 mod ledger_scan;
 mod ledgers;
 mod library;
 mod losses;
+mod mode;
+mod mounts;
+#[cfg(test)]
+mod mutations;
 mod names;
 mod output;
+mod pairs;
+mod places;
 mod preflight;
 mod probe;
 mod processes;
 mod recording;
+mod shape;
+mod unix_diag;
+mod unmeasured;
 mod watch;
 
 use std::process::ExitCode;
@@ -38,6 +52,7 @@ fn main() -> ExitCode {
         cli::Command::Suggest(args) => commands::suggest::run(args),
         cli::Command::Run(args) => commands::run::run(args),
         cli::Command::Verify(args) => commands::verify::run(args),
+        cli::Command::Doctor(args) => commands::doctor::run(args),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

@@ -196,6 +196,18 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_it_panic_and_what_is_read_reads_the_same_again() {
+        crate::mutations::each(b"@a\\x00b\\\\\\xff/\xc3\xbc", 20_000, |bytes| {
+            assert_eq!(unescape(&escape(bytes)).as_deref(), Ok(bytes));
+            let text = String::from_utf8_lossy(bytes);
+            if let Ok(name) = text.parse::<SocketName>() {
+                assert_eq!(unescape(&escape(name.bytes())).as_deref(), Ok(name.bytes()));
+                let _pattern = name.to_pattern();
+            }
+        });
+    }
+
+    #[test]
     fn patterns_escape_what_use_tssx_would_read_otherwise() {
         let pattern = |name: &[u8]| SocketName::Path(name.to_vec()).to_pattern();
         assert_eq!(pattern(b"/a b/*[x]?\\").as_deref(), Ok("/a\\ b/\\*\\[x\\]\\?\\\\"));

@@ -3,26 +3,82 @@
 use anyhow::{Context, anyhow, bail};
 use aya::programs::ProgramError;
 
+use crate::kernel_types::KernelTypes;
+use crate::mode::Mode;
+
 /// Capabilities that the tracer needs, capabilities(7), with their bit in `CapEff`.
 const NEEDED: [(&str, u32); 4] = [("CAP_BPF", 39), ("CAP_PERFMON", 38), ("CAP_SYS_PTRACE", 19), ("CAP_SYS_ADMIN", 21)];
+
+/// What one of them is for.
+pub(crate) fn purpose_of(capability: &str) -> &'static str {
+    match capability {
+        "CAP_BPF" => "maps and programs",
+        "CAP_PERFMON" => "programs that trace",
+        "CAP_SYS_PTRACE" => "descriptors and ledgers of other users' processes",
+        _ => "sockets of other network namespaces",
+    }
+}
+
+/// The capabilities that the tracer wants, and whether this process holds them.
+pub(crate) fn privileges() -> Vec<(&'static str, bool)> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let missing = missing_capabilities(&status).unwrap_or_else(|| NEEDED.map(|(name, _)| name).to_vec());
+    NEEDED.iter().map(|(name, _)| (*name, !missing.contains(name))).collect()
+}
+
+/// Whether the kernel shows its types.
+pub(crate) fn kernel_types() -> bool {
+    std::path::Path::new(BTF).exists()
+}
+
+/// Checks by the kernel's types that everything is there which a mode attaches to.
+///
+/// # Errors
+/// The first thing that is missing.
+pub(crate) fn check_hooks(mode: Mode) -> anyhow::Result<()> {
+    check_machine(mode)?;
+    let types = KernelTypes::of_running_kernel().with_context(|| format!("cannot understand {BTF}"))?;
+    for hook in mode.hooks() {
+        // The kernel keeps a type of this name for each tracepoint.
+        let there = match mode {
+            Mode::Fexit => types.has_function(hook.target),
+            _ => types.has_type(&format!("btf_trace_{}", hook.target)),
+        };
+        if !there {
+            bail!("kernel {} has no `{}` to trace", rustix::system::uname().release().to_string_lossy(), hook.target);
+        }
+    }
+    mode.offsets(&types).map(drop).map_err(|missing| anyhow!(missing))
+}
 
 /// The types of the running kernel, which BTF tracepoints are checked against.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Checks privilege and BTF before anything is loaded.
+/// Checks privilege before anything is loaded.
 ///
 /// # Errors
-/// The first thing that is missing, with its remedy.
-pub(crate) fn check() -> anyhow::Result<()> {
+/// What is missing, with its remedy.
+pub(crate) fn check_privileges() -> anyhow::Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status: mount /proc")?;
     let missing = missing_capabilities(&status).context("/proc/self/status has no CapEff line")?;
     if !missing.is_empty() {
         bail!("no privilege to watch the kernel's sockets (missing {}): run it as root, for example with sudo", missing.join(", "));
     }
-    if !std::path::Path::new(BTF).exists() {
+    Ok(())
+}
+
+/// Checks what a mode with programs needs of kernel and processor before anything is loaded.
+///
+/// # Errors
+/// The first thing that is missing, with its remedy.
+pub(crate) fn check_machine(mode: Mode) -> anyhow::Result<()> {
+    if !kernel_types() {
         bail!(
             "the kernel shows no type information ({BTF} is missing): boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, and mount /sys"
         );
+    }
+    if mode == Mode::Syscalls && !cfg!(target_arch = "x86_64") {
+        bail!("mode syscalls knows the system calls of x86-64 only, and this is {}", std::env::consts::ARCH);
     }
     Ok(())
 }
@@ -45,19 +101,19 @@ pub(crate) fn explain_load(error: &anyhow::Error) -> anyhow::Error {
     anyhow!("the kernel did not take the tracer's maps and programs: {text}")
 }
 
-/// What to say when one tracepoint's program does not load or attach.
-pub(crate) fn explain_tracepoint(tracepoint: &str, error: &ProgramError) -> anyhow::Error {
+/// What to say when the program of one tracepoint or function does not load or attach.
+pub(crate) fn explain_hook(target: &str, error: &ProgramError) -> anyhow::Error {
     if let ProgramError::Btf(_) = error {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        return anyhow!("kernel {release} has no tracepoint `{tracepoint}`: the tracer needs Linux 6.3 or newer");
+        return anyhow!("kernel {release} has no `{target}` to trace (Linux 6.3 or newer has all of mode tp_btf)");
     }
     let text = one_line(&chain(error));
     if text.contains("Operation not permitted") || text.contains("os error 1)") {
         return anyhow!(
-            "the kernel refuses to trace `{tracepoint}` ({text}): look at lockdown (/sys/kernel/security/lockdown), and in a container allow CAP_BPF and CAP_PERFMON"
+            "the kernel refuses to trace `{target}` ({text}): look at lockdown (/sys/kernel/security/lockdown), and in a container allow CAP_BPF and CAP_PERFMON"
         );
     }
-    anyhow!("cannot trace `{tracepoint}`: {text}")
+    anyhow!("cannot trace `{target}`: {text}")
 }
 
 /// An error with its causes.

@@ -1,4 +1,4 @@
-//! The kernel programs in the running kernel: loading, attaching, reading. The only module that knows aya.
+//! The kernel programs in the running kernel: choosing the mode, loading, attaching, reading.
 //!
 //! Nothing is pinned: the kernel detaches everything when this process ends, however it ends.
 
@@ -7,28 +7,33 @@
     reason = "aya's Pod promises that any bytes are a valid record; tokio's AsyncFd that a descriptor stays open"
 )]
 
+mod births;
+
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
-use aya::programs::BtfTracePoint;
+use aya::programs::Program;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tssx_ebpf::birth::{PLACES, SHAPE};
 use tssx_ebpf::{
-    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic, TrafficKey,
+    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic,
+    TrafficKey,
 };
 
+pub(crate) use self::births::Births;
+use crate::kernel_types::KernelTypes;
 use crate::losses::Losses;
+use crate::mode::{Hook, Mode, Wanted};
+use crate::preflight;
 
 /// The object that build.rs put beside us, aligned as an ELF reader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tssx-ebpf.o"));
-
-/// Program name in the object, and the tracepoint that it belongs to.
-const PROGRAMS: [(&str, &str); 3] =
-    [("data_ready", "sk_data_ready"), ("sent", "sock_send_length"), ("received", "sock_recv_length")];
 
 /// Inode of the initial pid namespace, `PROC_PID_INIT_INO` in include/linux/proc_ns.h.
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
@@ -57,7 +62,7 @@ unsafe impl Pod for Count {}
 /// What the kernel counted for one socket as used by one process, over all CPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SocketTraffic {
-    /// Cookie of the socket.
+    /// Cookie of the socket; an inode where [`Mode::names_by_inode`], until [`SocketTraffic::name_by_cookie`].
     pub(crate) cookie: u64,
     /// The process that made the calls.
     pub(crate) pid: u32,
@@ -73,68 +78,149 @@ pub(crate) struct SocketTraffic {
     pub(crate) peer: Option<u64>,
 }
 
+/// Set in what stands for the cookie of a socket of which only the inode is known: no cookie gets so large.
+const INODE_ONLY: u64 = 1 << 63;
+
+impl SocketTraffic {
+    /// Turns inodes into cookies, by the lists of sockets that were seen; what is in none stays apart from every cookie.
+    pub(crate) fn name_by_cookie(&mut self, cookie_of_inode: impl Fn(u64) -> Option<u64>) {
+        let name_of = |inode: u64| cookie_of_inode(inode).unwrap_or(INODE_ONLY | inode);
+        for place in std::iter::once(&mut self.cookie).chain(&mut self.peer) {
+            *place = name_of(*place);
+        }
+    }
+}
+
 /// Settings of a probe.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProbeOptions {
+    /// How to measure.
+    pub(crate) mode: Wanted,
+    /// Refuse a mode that measures no traffic.
+    pub(crate) needs_traffic: bool,
     /// Entries of the traffic map: pairs of one socket and one process.
     pub(crate) max_sockets: u32,
     /// Print what the kernel programs log, for diagnosis.
     pub(crate) log: bool,
 }
 
+/// A mode that does not work here, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    pub(crate) mode: String,
+    pub(crate) reason: String,
+}
+
 /// The attached programs. Dropping it detaches them.
 pub(crate) struct Probe {
-    ebpf: Ebpf,
+    mode: Mode,
+    refusals: Vec<Refusal>,
+    /// `None` in the mode without programs.
+    ebpf: Option<Ebpf>,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
 
 impl Probe {
-    /// Loads the programs and attaches them.
+    /// Loads and attaches the programs of the mode that is wanted, or of the best that works.
     ///
     /// # Errors
     /// One that names what is missing: privilege, BTF, a tracepoint, or what the kernel said.
     pub(crate) fn attach(options: ProbeOptions) -> anyhow::Result<Self> {
-        crate::preflight::check()?;
+        if let Some(mode) = options.mode.0 {
+            if options.needs_traffic && !mode.measures_traffic() {
+                bail!("mode {} measures no traffic, which this command is about: choose another --mode", mode.name());
+            }
+            return Self::attach_mode(mode, options);
+        }
+        preflight::check_privileges()?;
+        let mut refusals = Vec::new();
+        for mode in Mode::ALL.into_iter().filter(|mode| mode.measures_traffic() || !options.needs_traffic) {
+            match Self::attach_mode(mode, options) {
+                Ok(probe) => return Ok(Self { refusals, ..probe }),
+                Err(error) => refusals.push(Refusal { mode: mode.name().to_owned(), reason: format!("{error:#}") }),
+            }
+        }
+        let reasons: Vec<_> = refusals.iter().map(|refusal| format!("{}: {}", refusal.mode, refusal.reason)).collect();
+        Err(anyhow!("no way of measuring traffic works here: {}", reasons.join("; ")))
+    }
+
+    /// Loads and attaches the programs of one mode.
+    ///
+    /// # Errors
+    /// As [`Probe::attach`].
+    pub(crate) fn attach_mode(mode: Mode, options: ProbeOptions) -> anyhow::Result<Self> {
+        let mut probe = Self { mode, refusals: Vec::new(), ebpf: None, logger: None };
+        if mode.hooks().is_empty() {
+            return Ok(probe);
+        }
+        preflight::check_privileges()?;
+        preflight::check_machine(mode)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF in /sys/kernel/btf/vmlinux")?;
+        let offsets = offsets(mode)?;
         let level: u8 = if options.log { aya_log::Level::Debug as u8 } else { 0 };
         let (device, inode) = pid_namespace()?;
+        let shape = crate::shape::shape().unwrap_or_else(|error| {
+            crate::output::note(&format!(
+                "warning: connections that end before the sockets are listed stay without a name: {error:#}"
+            ));
+            [0; PLACES]
+        });
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global(PID_NAMESPACE_DEVICE, &device, true)
             .override_global(PID_NAMESPACE_INODE, &inode, true)
+            .override_global(SHAPE, shape.as_slice(), true)
+            .override_global(OFFSETS, offsets.as_slice(), true)
             .map_max_entries(TRAFFIC_MAP, options.max_sockets)
             .override_global(aya_log::LEVEL, &level, true)
             .load(OBJECT)
-            .map_err(|error| crate::preflight::explain_load(&error.into()))?;
-        for (name, tracepoint) in PROGRAMS {
-            load_one(&mut ebpf, name, tracepoint, &btf)?;
+            .map_err(|error| preflight::explain_load(&error.into()))?;
+        for hook in mode.hooks() {
+            load_one(&mut ebpf, *hook, &btf)?;
         }
-        let logger = if options.log {
+        if options.log {
             log::set_max_level(log::LevelFilter::Debug);
-            Some(
-                aya_log::EbpfLogger::init_with_logger(&mut ebpf, &STDERR_LOG as &'static dyn log::Log)
-                    .context("no log from the kernel programs")?,
-            )
-        } else {
-            None
-        };
-        for (name, tracepoint) in PROGRAMS {
-            attach_one(&mut ebpf, name, tracepoint)?;
+            let logger = aya_log::EbpfLogger::init_with_logger(&mut ebpf, &STDERR_LOG as &'static dyn log::Log);
+            probe.logger = Some(logger.context("no log from the kernel programs")?);
         }
-        Ok(Self { ebpf, logger })
+        for hook in mode.hooks() {
+            attach_one(&mut ebpf, *hook)?;
+        }
+        probe.ebpf = Some(ebpf);
+        Ok(probe)
     }
 
-    /// The processes that begin to use Unix sockets, from now on. Can be taken once; needs the event loop.
+    /// How this probe measures.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The better modes that do not work here.
+    pub(crate) fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+
+    /// The processes that begin to use Unix sockets, from now on; `None` in a mode that does not tell. Can be taken once; needs the
+    /// event loop.
     ///
     /// # Errors
     /// Where the ring buffer cannot be read or was taken.
-    pub(crate) fn arrivals(&mut self) -> anyhow::Result<Arrivals> {
-        let map = self.ebpf.take_map(ARRIVALS_MAP).ok_or_else(|| anyhow!("the object has no map {ARRIVALS_MAP}"))?;
+    pub(crate) fn arrivals(&mut self) -> anyhow::Result<Option<Arrivals>> {
+        let Some(ebpf) = &mut self.ebpf else { return Ok(None) };
+        let map = ebpf.take_map(ARRIVALS_MAP).ok_or_else(|| anyhow!("the object has no map {ARRIVALS_MAP}"))?;
         let ring = RingBuf::try_from(map)?;
         // SAFETY: the ring buffer owns its map and with it the descriptor: it is open, always the same, and closed only when
         // the ring buffer is dropped, which `AsyncFd` does after it has let go of the descriptor.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
-        Ok(Arrivals { ring: ring.map_err(std::io::Error::from).context("cannot wait for the kernel's ring buffer")? })
+        Ok(Some(Arrivals { ring: ring.map_err(std::io::Error::from).context("cannot wait for the kernel's ring buffer")? }))
+    }
+
+    /// The sockets that are counted for the first time, from now on; `None` in a mode without programs. Can be taken once.
+    ///
+    /// # Errors
+    /// Where the maps cannot be read or were taken.
+    pub(crate) fn births(&mut self) -> anyhow::Result<Option<Births>> {
+        self.ebpf.as_mut().map(Births::take).transpose()
     }
 
     /// Prints what the kernel programs logged since the last call.
@@ -149,8 +235,9 @@ impl Probe {
     /// # Errors
     /// Where the kernel refuses to detach.
     pub(crate) fn detach(&mut self) -> anyhow::Result<()> {
-        for (name, _) in PROGRAMS.into_iter().rev() {
-            program(&mut self.ebpf, name)?.unload().with_context(|| format!("cannot detach {name}"))?;
+        let Some(ebpf) = &mut self.ebpf else { return Ok(()) };
+        for hook in self.mode.hooks().iter().rev() {
+            detach_one(ebpf, *hook).with_context(|| format!("cannot detach {}", hook.program))?;
         }
         Ok(())
     }
@@ -160,7 +247,8 @@ impl Probe {
     /// # Errors
     /// Where the kernel's maps cannot be read.
     pub(crate) fn traffic(&self) -> anyhow::Result<Vec<SocketTraffic>> {
-        let map = self.ebpf.map(TRAFFIC_MAP).ok_or_else(|| anyhow!("the object has no map {TRAFFIC_MAP}"))?;
+        let Some(ebpf) = &self.ebpf else { return Ok(Vec::new()) };
+        let map = ebpf.map(TRAFFIC_MAP).ok_or_else(|| anyhow!("the object has no map {TRAFFIC_MAP}"))?;
         let map: PerCpuHashMap<_, Key, Value> = map.try_into()?;
         let mut sums: HashMap<TrafficKey, SocketTraffic> = HashMap::new();
         for entry in map.iter() {
@@ -176,9 +264,10 @@ impl Probe {
     /// # Errors
     /// Where the kernel's maps cannot be read.
     pub(crate) fn losses(&self) -> anyhow::Result<Losses> {
-        let map = self.ebpf.map(LOSSES_MAP).ok_or_else(|| anyhow!("the object has no map {LOSSES_MAP}"))?;
+        let Some(ebpf) = &self.ebpf else { return Ok(Losses::default()) };
+        let map = ebpf.map(LOSSES_MAP).ok_or_else(|| anyhow!("the object has no map {LOSSES_MAP}"))?;
         let map: PerCpuArray<_, Count> = map.try_into()?;
-        let mut losses = Losses { missed_events: self.missed_events()?, ..Losses::default() };
+        let mut losses = Losses { missed_events: self.missed_events(ebpf)?, ..Losses::default() };
         for loss in Loss::ALL {
             let values = map.get(&(loss as u32), 0).context("cannot read the kernel's loss counters")?;
             let calls = values.iter().map(|value| value.0.calls).sum();
@@ -187,17 +276,17 @@ impl Probe {
                 Loss::MapFull => (losses.map_full_calls, losses.map_full_bytes) = (calls, bytes),
                 Loss::NoMemory => (losses.no_memory_calls, losses.no_memory_bytes) = (calls, bytes),
                 Loss::Refused => (losses.refused_calls, losses.refused_bytes) = (calls, bytes),
+                Loss::Unreadable => losses.unreadable_calls = calls,
             }
         }
         Ok(losses)
     }
 
     /// Events that never reached a program, as the kernel counts them (`recursion_misses` in fdinfo of the program).
-    fn missed_events(&self) -> anyhow::Result<u64> {
+    fn missed_events(&self, ebpf: &Ebpf) -> anyhow::Result<u64> {
         let mut missed = 0;
-        for (name, _) in PROGRAMS {
-            let program = self.ebpf.program(name).ok_or_else(|| anyhow!("the object lost its program {name}"))?;
-            let program: &BtfTracePoint = program.try_into()?;
+        for hook in self.mode.hooks() {
+            let program = ebpf.program(hook.program).ok_or_else(|| anyhow!("the object lost its program {}", hook.program))?;
             let path = format!("/proc/self/fdinfo/{}", program.fd()?.as_fd().as_raw_fd());
             let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
             let count = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
@@ -235,17 +324,43 @@ impl Arrivals {
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut BtfTracePoint> {
-    let program = ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
-    Ok(program.try_into()?)
+/// The structure offsets that the mode's programs need on the running kernel.
+fn offsets(mode: Mode) -> anyhow::Result<[u64; Offset::ALL.len()]> {
+    let types = KernelTypes::of_running_kernel().context("cannot understand the kernel's BTF in /sys/kernel/btf/vmlinux")?;
+    mode.offsets(&types).map_err(|missing| anyhow!("mode {} is not for this kernel: {missing}", mode.name()))
 }
 
-fn load_one(ebpf: &mut Ebpf, name: &str, tracepoint: &str, btf: &Btf) -> anyhow::Result<()> {
-    program(ebpf, name)?.load(tracepoint, btf).map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))
+fn program(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<&mut Program> {
+    ebpf.program_mut(hook.program).ok_or_else(|| anyhow!("the object has no program {}", hook.program))
 }
 
-fn attach_one(ebpf: &mut Ebpf, name: &str, tracepoint: &str) -> anyhow::Result<()> {
-    program(ebpf, name)?.attach().map_err(|error| crate::preflight::explain_tracepoint(tracepoint, &error))?;
+fn load_one(ebpf: &mut Ebpf, hook: Hook, btf: &Btf) -> anyhow::Result<()> {
+    match program(ebpf, hook)? {
+        Program::BtfTracePoint(program) => program.load(hook.target, btf),
+        Program::FExit(program) => program.load(hook.target, btf),
+        Program::RawTracePoint(program) => program.load(),
+        _ => bail!("the program {} is of no kind that the tracer attaches", hook.program),
+    }
+    .map_err(|error| preflight::explain_hook(hook.target, &error))
+}
+
+fn attach_one(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
+    match program(ebpf, hook)? {
+        Program::BtfTracePoint(program) => program.attach().map(drop),
+        Program::FExit(program) => program.attach().map(drop),
+        Program::RawTracePoint(program) => program.attach(hook.target).map(drop),
+        _ => bail!("the program {} is of no kind that the tracer attaches", hook.program),
+    }
+    .map_err(|error| preflight::explain_hook(hook.target, &error))
+}
+
+fn detach_one(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
+    match program(ebpf, hook)? {
+        Program::BtfTracePoint(program) => program.unload()?,
+        Program::FExit(program) => program.unload()?,
+        Program::RawTracePoint(program) => program.unload()?,
+        _ => bail!("the program {} is of no kind that the tracer attaches", hook.program),
+    }
     Ok(())
 }
 
@@ -296,5 +411,8 @@ mod tests {
         let sum = add_cpus(TrafficKey { cookie: 7, tgid: 3, reserved: 0 }, &[silent, receiver, sender]);
         assert_eq!((sum.tx_calls, sum.tx_bytes, sum.rx_calls, sum.rx_bytes), (2, 128, 1, 64));
         assert_eq!((sum.peer, sum.comm.as_str()), (Some(9), "redis"));
+        let mut named = sum.clone();
+        named.name_by_cookie(|inode| (inode == 7).then_some(70));
+        assert_eq!((named.cookie, named.peer), (70, Some(INODE_ONLY | 9)));
     }
 }

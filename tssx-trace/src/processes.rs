@@ -1,16 +1,16 @@
 //! Who holds which socket, by /proc: the silent holders that the kernel programs never see calling.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use procfs::process::{FDTarget, Process};
+
+use crate::cgroups::{self, Group};
 
 /// Every process that could be looked at, and the sockets it holds.
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
     names: HashMap<u32, String>,
+    groups: HashMap<u32, Group>,
     holders: HashMap<u64, BTreeSet<u32>>,
 }
 
@@ -39,10 +39,11 @@ impl Processes {
         self.holders.get(&inode).into_iter().flatten().copied()
     }
 
-    /// Keeps the name of a process for the time when it is gone.
+    /// Keeps the name and the control group of a process for the time when it is gone.
     pub(crate) fn remember(&mut self, pid: u32) {
         if let Some(name) = command_name(pid) {
             self.names.insert(pid, name);
+            self.groups.extend(cgroups::of(pid).map(|group| (pid, group)));
         }
     }
 
@@ -59,6 +60,11 @@ impl Processes {
     pub(crate) fn name(&self, pid: u32) -> Option<&str> {
         self.names.get(&pid).map(String::as_str)
     }
+
+    /// The process's control group, if it was seen alive.
+    pub(crate) fn group(&self, pid: u32) -> Option<&Group> {
+        self.groups.get(&pid)
+    }
 }
 
 /// The numbers of all processes there are now.
@@ -71,21 +77,6 @@ pub(crate) fn pids() -> Vec<i32> {
 fn command_name(pid: u32) -> Option<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(crate::names::escape(bytes.strip_suffix(b"\n").unwrap_or(&bytes)))
-}
-
-/// The file that `path` names for process `pid`: as it stands if absolute, else below its working directory.
-pub(crate) fn absolute_path(pid: u32, path: &[u8]) -> Option<Vec<u8>> {
-    let directory = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-    let joined: PathBuf = directory.join(OsStr::from_bytes(path));
-    let mut plain = PathBuf::new();
-    for part in joined.components() {
-        if part != std::path::Component::CurDir {
-            plain.push(part);
-        }
-    }
-    // Looked at as the process sees it: in a container the same path may be another file, or none.
-    let seen = PathBuf::from(format!("/proc/{pid}/root")).join(plain.strip_prefix("/").ok()?);
-    seen.exists().then(|| plain.as_os_str().as_bytes().to_vec())
 }
 
 #[cfg(test)]
@@ -106,14 +97,5 @@ mod tests {
         let own = std::process::id();
         assert_eq!(processes.holders(inode).collect::<Vec<_>>(), [own]);
         assert!(processes.name(own).is_some_and(|name| !name.is_empty()));
-    }
-
-    #[test]
-    fn relative_paths_become_absolute_below_the_working_directory() {
-        let own = std::process::id();
-        let directory = std::env::current_dir().expect("a working directory");
-        let expected = directory.join("Cargo.toml").into_os_string().into_encoded_bytes();
-        assert_eq!(absolute_path(own, b"./Cargo.toml"), Some(expected));
-        assert_eq!(absolute_path(own, b"no-such-file-here"), None);
     }
 }

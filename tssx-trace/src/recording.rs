@@ -11,9 +11,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroups::Group;
 use crate::inventory::Kind;
 use crate::losses::Losses;
+use crate::mode::Mode;
 use crate::names::SocketName;
+use crate::pairs::{ConservationRecord, PairRecord};
+use crate::places::FileRecord;
+use crate::probe::Refusal;
+use crate::unmeasured;
 
 /// Where `discover` leaves its recording and `suggest` looks for it. `/run` belongs to root: nobody can plant a link.
 pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";
@@ -37,12 +43,21 @@ pub(crate) struct Recording {
     pub(crate) kernel: String,
     /// How the traffic was measured.
     pub(crate) mode: String,
+    /// What that mode cannot see, one sentence each.
+    #[serde(default)]
+    pub(crate) mode_limits: Vec<String>,
+    /// The better modes that do not work on that machine, and why.
+    #[serde(default)]
+    pub(crate) refused_modes: Vec<Refusal>,
     /// Length of the window in milliseconds; every rate is a count divided by it.
     pub(crate) window_ms: u64,
     /// Ended by a signal before its time.
     pub(crate) interrupted: bool,
     /// What could not be counted.
     pub(crate) losses: Losses,
+    /// Whether sent, received and queued bytes agree.
+    #[serde(default)]
+    pub(crate) conservation: ConservationRecord,
     /// Network namespaces whose sockets have no names here because they could not be entered.
     pub(crate) closed_namespaces: usize,
     /// Every named socket.
@@ -60,12 +75,18 @@ pub(crate) struct ServiceRecord {
     pub(crate) display: String,
     /// The name with the server's working directory before it, where it was relative and the file is there.
     pub(crate) absolute: Option<SocketName>,
+    /// The socket file of a path, where it is known.
+    #[serde(default)]
+    pub(crate) file: Option<FileRecord>,
     pub(crate) kind: Kind,
     pub(crate) servers: Vec<ProcessRecord>,
     pub(crate) clients: Vec<ProcessRecord>,
     /// Connections that existed within the window.
     pub(crate) connections: u64,
-    /// Of these, how many a library had selected, and how many had moved bytes through a ring.
+    /// Connections that waited to be accepted when the window ended; `None` if nobody listened then.
+    #[serde(default)]
+    pub(crate) waiting: Option<u64>,
+    /// Of the connections, how many a library had selected, and how many had moved bytes through a ring.
     pub(crate) selected: u64,
     pub(crate) accelerated: u64,
     /// Sending calls of both ends: each message counts once, where it was sent.
@@ -75,8 +96,14 @@ pub(crate) struct ServiceRecord {
     /// Of `calls` and `bytes`, what went through rings instead of the kernel.
     pub(crate) ring_calls: u64,
     pub(crate) ring_bytes: u64,
+    /// Bytes that were sent and not yet received when the window ended; `None` if no list of sockets told.
+    #[serde(default)]
+    pub(crate) queued_bytes: Option<u64>,
     pub(crate) client_to_server: FlowRecord,
     pub(crate) server_to_client: FlowRecord,
+    /// Each connection; only with `--pairs`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pairs: Vec<PairRecord>,
 }
 
 /// One direction of a service.
@@ -95,6 +122,9 @@ pub(crate) struct FlowRecord {
 pub(crate) struct ProcessRecord {
     pub(crate) pid: u32,
     pub(crate) name: String,
+    /// Where it is, if it was seen alive.
+    #[serde(default, flatten)]
+    pub(crate) group: Option<Group>,
 }
 
 /// The first process and how many more.
@@ -122,14 +152,22 @@ impl Recording {
             version: VERSION,
             recorded_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            mode: String::from("tp_btf"),
+            mode: String::from(Mode::TpBtf.name()),
+            mode_limits: Vec::new(),
+            refused_modes: Vec::new(),
             window_ms,
             interrupted: false,
             losses,
+            conservation: ConservationRecord::default(),
             closed_namespaces: 0,
             services: Vec::new(),
             unnamed: Vec::new(),
         }
+    }
+
+    /// Whether calls and bytes were counted: if not, they are zero here, `null` in the file, and nobody may print them.
+    pub(crate) fn measures_traffic(&self) -> bool {
+        self.mode != Mode::Snapshots.name()
     }
 
     /// A count of the window as a rate per second.
@@ -139,7 +177,11 @@ impl Recording {
 
     /// The file's text.
     pub(crate) fn to_json(&self) -> anyhow::Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
+        let mut value = serde_json::to_value(self)?;
+        if !self.measures_traffic() {
+            unmeasured::hide(&mut value);
+        }
+        Ok(serde_json::to_string_pretty(&value)? + "\n")
     }
 
     /// Reads a recording.
@@ -171,7 +213,9 @@ impl Recording {
         if head.version != VERSION {
             bail!("its version is {}, this release reads {VERSION}", head.version);
         }
-        Ok(serde_json::from_str(text)?)
+        let mut value = serde_json::from_str(text)?;
+        unmeasured::restore(&mut value);
+        Ok(serde_json::from_value(value)?)
     }
 
     /// Writes the recording to `path`, or to [`DEFAULT_PATH`]; gives the path back.
@@ -228,18 +272,22 @@ mod tests {
             name: Some(SocketName::Path(b"/run/\xff x".to_vec())),
             display: String::from("/run/\\xff x"),
             absolute: None,
+            file: None,
             kind: Kind::Stream,
-            servers: vec![ProcessRecord { pid: 1, name: "a".into() }],
+            servers: vec![ProcessRecord { pid: 1, name: "a".into(), group: Some(Group { cgroup: "/x".into(), container: None }) }],
             clients: vec![],
             connections: 1,
+            waiting: Some(0),
             selected: 0,
             accelerated: 0,
             calls: 3,
             bytes: 192,
             ring_calls: 0,
             ring_bytes: 0,
+            queued_bytes: Some(0),
             client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
             server_to_client: FlowRecord::default(),
+            pairs: Vec::new(),
         });
         recording
     }
@@ -256,6 +304,19 @@ mod tests {
     }
 
     #[test]
+    fn figures_that_were_not_measured_are_null_in_the_file_and_read_back() {
+        let recording = Recording { mode: Mode::Snapshots.name().into(), ..sample() };
+        let text = recording.to_json().expect("text");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let service = &value["services"][0];
+        for figure in [&service["calls"], &service["bytes"], &service["client_to_server"]["sent_bytes"]] {
+            assert!(figure.is_null(), "{text}");
+        }
+        assert_eq!(service["connections"].as_u64(), Some(1), "{text}");
+        assert_eq!(Recording::parse(&text).expect("it reads back").services[0].calls, 0);
+    }
+
+    #[test]
     fn a_planted_link_is_replaced_and_its_target_untouched() {
         let directory = tempfile::tempdir().expect("a directory");
         let victim = directory.path().join("victim");
@@ -265,6 +326,15 @@ mod tests {
         sample().save(Some(&link)).expect("saved");
         assert_eq!(fs::read_to_string(&victim).expect("still there"), "precious");
         assert!(fs::symlink_metadata(&link).expect("there").is_file());
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_or_go_on_for_ever() {
+        crate::mutations::each(sample().to_json().expect("text").as_bytes(), 20_000, |bytes| {
+            if let Ok(recording) = Recording::parse(&String::from_utf8_lossy(bytes)) {
+                recording.to_json().expect("what was read can be written");
+            }
+        });
     }
 
     #[test]

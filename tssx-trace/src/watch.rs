@@ -13,12 +13,15 @@ use crate::inventory::Inventory;
 use crate::join;
 use crate::ledgers::Ledgers;
 use crate::losses::Losses;
+use crate::mode::Mode;
 use crate::output;
-use crate::probe::{Probe, ProbeOptions, SocketTraffic};
+use crate::probe::{Arrivals, Births, Probe, ProbeOptions, Refusal, SocketTraffic};
 use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
 const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
+/// Time between two readings of what the kernel programs tell of new sockets; nothing wakes us for them.
+const BIRTHS_PERIOD: Duration = Duration::from_millis(100);
 /// Time between two readings of the known ledgers: the slots of closed connections linger, but not for ever.
 const READING_PERIOD: Duration = Duration::from_millis(10);
 /// The same while connections come and go fast.
@@ -34,6 +37,9 @@ const READING_SHARE: u32 = 4;
 pub(crate) struct Observation {
     /// From attaching to detaching.
     pub(crate) elapsed: Duration,
+    /// How traffic was measured, and which better ways do not work here.
+    pub(crate) mode: Mode,
+    pub(crate) refusals: Vec<Refusal>,
     pub(crate) traffic: Vec<SocketTraffic>,
     pub(crate) losses: Losses,
     pub(crate) inventory: Inventory,
@@ -67,10 +73,15 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
     let mut arrivals = sources.probe.arrivals()?;
-    output::note(&format!("attached; watching Unix sockets for {:.1} s", window.duration.as_secs_f64()));
+    for refusal in sources.probe.refusals() {
+        output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
+    }
+    let mode = sources.probe.mode().name();
+    output::note(&format!("attached; watching Unix sockets for {:.1} s, mode {mode}", window.duration.as_secs_f64()));
 
     let mut ledger_ticks = ticks(window.ledger_period);
     let mut reading_ticks = ticks(READING_PERIOD);
+    let mut birth_ticks = ticks(BIRTHS_PERIOD);
     let mut inventory_ticks = ticks(INVENTORY_PERIOD);
     let end = sleep(window.duration.saturating_sub(sources.started.elapsed()));
     tokio::pin!(end);
@@ -80,7 +91,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
             () = &mut end => break false,
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
-            pids = arrivals.next() => {
+            pids = next_arrivals(&mut arrivals) => {
                 let pids = pids?;
                 sources.ledgers.look_into(&pids);
                 sources.processes.remember_new(pids.into_iter());
@@ -96,6 +107,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
                 let period = if sources.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
                 reading_ticks.reset_after(pause(period, READING_SHARE, started));
             }
+            _ = birth_ticks.tick() => sources.read_births(),
             _ = inventory_ticks.tick() => {
                 let started = Instant::now();
                 look_at_sockets(&mut sources.inventory)?;
@@ -111,6 +123,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
 struct Sources {
     started: Instant,
     probe: Probe,
+    births: Option<Births>,
     inventory: Inventory,
     ledgers: Ledgers,
     processes: Processes,
@@ -122,13 +135,21 @@ impl Sources {
         let mut inventory = Inventory::open()?;
         // Whatever takes long comes first, so that the kernel's counters and the ledgers' begin at one moment.
         let mut ledgers = Ledgers::find();
-        let probe = Probe::attach(options)?;
+        let mut probe = Probe::attach(options)?;
+        let births = probe.births()?;
         ledgers.begin();
         let started = Instant::now();
         look_at_sockets(&mut inventory)?;
+        inventory.begin();
         let mut processes = Processes::default();
         processes.refresh();
-        Ok(Self { started, probe, inventory, ledgers, processes })
+        Ok(Self { started, probe, births, inventory, ledgers, processes })
+    }
+
+    fn read_births(&mut self) {
+        if let Some(births) = &mut self.births {
+            births.drain(|birth| self.inventory.add_birth(birth));
+        }
     }
 
     /// Detaches the probe and takes the last look.
@@ -139,8 +160,13 @@ impl Sources {
         let mut losses = self.probe.losses()?;
         self.probe.detach()?;
         let elapsed = self.started.elapsed();
-        let traffic = self.probe.traffic()?;
+        let mut traffic = self.probe.traffic()?;
+        self.read_births();
+        losses.untold_sockets = self.births.as_ref().map_or(Ok(0), Births::untold)?;
         look_at_sockets(&mut self.inventory)?;
+        if self.probe.mode().names_by_inode() {
+            traffic.iter_mut().for_each(|record| record.name_by_cookie(|inode| self.inventory.cookie_of_inode(inode)));
+        }
         self.processes.refresh();
         self.processes.remember_new(traffic.iter().map(|record| record.pid).chain(self.ledgers.all_pids()));
         self.probe.flush_log();
@@ -151,8 +177,17 @@ impl Sources {
         for refused in self.ledgers.refused() {
             output::note(&format!("warning: a ledger was not read: {refused}"));
         }
+        let (mode, refusals) = (self.probe.mode(), self.probe.refusals().to_vec());
         let Self { inventory, ledgers, processes, .. } = self;
-        Ok(Observation { elapsed, traffic, losses, inventory, ledgers, processes, interrupted })
+        Ok(Observation { elapsed, mode, refusals, traffic, losses, inventory, ledgers, processes, interrupted })
+    }
+}
+
+/// Waits for processes that begin to use Unix sockets; for ever in a mode that does not tell of them.
+async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<u32>> {
+    match arrivals {
+        Some(arrivals) => arrivals.next().await,
+        None => std::future::pending().await,
     }
 }
 

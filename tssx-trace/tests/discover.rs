@@ -150,14 +150,29 @@ fn without_privilege_there_is_one_line_that_says_what_to_do() {
 }
 
 #[test]
-fn without_type_information_there_is_one_line_that_says_what_to_do() {
+fn without_type_information_only_snapshots_are_left_and_the_reason_is_told() {
     // A mount namespace of its own, in which an empty file system hides the kernel's BTF.
-    let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" discover --duration 1ms --record /dev/null/none";
-    let output = Command::new("unshare").args(["--mount", "sh", "-c", script, TRACER]).output().expect("unshare starts");
-    let errors = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert_eq!(errors.lines().count(), 1, "{errors}");
+    let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
+    let run = |arguments: &[&str]| {
+        let output = Command::new("unshare").args(["--mount", "sh", "-c", script, TRACER]).args(arguments).output();
+        let output = output.expect("unshare starts");
+        (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    let recording = directory.path().join("recording.json");
+    let (code, errors) = run(&["discover", "--duration", "1ms", "--record", recording.to_str().expect("UTF-8")]);
+    assert_eq!(code, Some(0), "{errors}");
     assert!(errors.contains("/sys/kernel/btf/vmlinux") && errors.contains("CONFIG_DEBUG_INFO_BTF"), "{errors}");
+    let text = std::fs::read_to_string(&recording).expect("a recording");
+    let recording: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(recording["mode"], "snapshots");
+    assert_eq!(recording["refused_modes"].as_array().map(Vec::len), Some(3), "{text}");
+    // What needs traffic has one line that says what to do.
+    for arguments in [["verify", "--duration", "1ms"].as_slice(), &["discover", "--duration", "1ms", "--mode", "tp_btf"]] {
+        let (code, errors) = run(arguments);
+        assert_eq!((code, errors.lines().count()), (Some(1), 1), "{errors}");
+        assert!(errors.contains("CONFIG_DEBUG_INFO_BTF"), "{errors}");
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | vm-test | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
 //! [`workload`] is what [`bench`] and [`demo`] start as separate processes, plain and with the library.
 
+mod archive;
 mod bench;
 mod build;
 mod census;
@@ -23,6 +24,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 mod workload;
 
 use std::process::ExitCode;
@@ -66,6 +68,14 @@ enum Command {
     /// The one of two that is killed
     #[command(hide = true)]
     KillsVictim(kills::EndOptions),
+    /// The library and the tracer on Debian's 6.1 kernel, in an emulated machine
+    VmTest,
+    /// The first process of that machine
+    #[command(hide = true)]
+    VmGuest,
+    /// A server or client that the tracer watches there
+    #[command(hide = true)]
+    VmPeer(vm::PeerOptions),
     /// The programs that bench and demo start
     #[command(hide = true)]
     Workload(workload::Options),
@@ -83,7 +93,7 @@ fn main() -> ExitCode {
 
 fn dispatch() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Setup => setup::setup().and_then(|()| servers::fetch()).map(drop),
+        Command::Setup => setup::setup().and_then(|()| servers::fetch()).and_then(|_| vm::fetch()),
         Command::Build => build::build().map(|artefacts| println!("{artefacts}")),
         Command::Check => check::check(),
         Command::Test => test::test(),
@@ -95,6 +105,9 @@ fn dispatch() -> anyhow::Result<()> {
         Command::Kills(options) => kills::kills(&options),
         Command::KillsSurvivor(options) => kills::survive(&options),
         Command::KillsVictim(options) => kills::die(&options),
+        Command::VmTest => vm::vm_test(),
+        Command::VmGuest => vm::init(),
+        Command::VmPeer(options) => vm::peer(&options),
         Command::Workload(options) => workload::run(&options),
     }
 }

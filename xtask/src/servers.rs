@@ -1,8 +1,7 @@
 //! Real servers for the behaviour tests: PostgreSQL, nginx, php-fpm and gunicorn, from Debian's archive.
 //!
-//! They are fetched and unpacked into the target folder, never installed: a developer's machine must not find itself running
-//! three services because somebody tested. apt works with lists and a cache of its own in that folder, so that none of this
-//! needs root, and the machine's own state stays as it is. For PostgreSQL the source package of the very same version comes
+//! They are fetched ([`crate::archive`]) and unpacked into the target folder, never installed: a developer's machine must not
+//! find itself running three services because somebody tested. For PostgreSQL the source package of the very same version comes
 //! too, because the inputs of its regression tests are in no other.
 //!
 //! The packages themselves are always fetched; of what they depend on, only what the machine lacks. Names carry no version:
@@ -15,10 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::archive::{Apt, DOWNLOAD_DEADLINE};
 use crate::{paths, run};
 
-/// Longest that one download may take on a slow link.
-const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(900);
 /// Longest that unpacking and compiling may take on a small machine.
 const LOCAL_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -41,8 +39,6 @@ const UNUSED: [&str; 12] = [
 ];
 /// Parts of the unpacked packages that no program reads: they would only be copied about.
 const UNREAD: [&str; 4] = ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian"];
-/// Debian's own keys, where its packages put them.
-const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Changes whenever the folder must be made anew.
 const RECIPE: &str = "1";
 
@@ -69,14 +65,14 @@ pub(crate) fn fetch() -> Result<PathBuf> {
 }
 
 fn fill(place: &Path) -> Result<()> {
-    let apt = Apt::new(&place.join("apt"))?;
-    let names = apt.needed()?;
+    let parts = Parts::new(&place.join("apt"))?;
+    let names = parts.needed()?;
     let postgres = find(&names, "postgresql-", |rest| rest.bytes().all(|byte| byte.is_ascii_digit()))?;
-    let version = apt.source(&postgres)?;
-    apt.packages(&names, &postgres, &version)?;
+    let version = parts.source(&postgres)?;
+    parts.packages(&names, &postgres, &version)?;
     let root = place.join("root");
     fs::create_dir_all(&root)?;
-    for package in files(&apt.packages, ".deb")? {
+    for package in files(&parts.packages, ".deb")? {
         run::capture_success(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&root), LOCAL_DEADLINE)?;
     }
     for part in UNREAD {
@@ -84,70 +80,33 @@ fn fill(place: &Path) -> Result<()> {
             fs::remove_dir_all(root.join(part))?;
         }
     }
-    regress(place, &root, &apt.sources, &postgres)?;
+    regress(place, &root, &parts.sources, &postgres)?;
     probe(&root, &postgres)?;
     fs::remove_dir_all(place.join("apt"))?;
     Ok(())
 }
 
-/// apt with sources, lists and a cache of its own.
-struct Apt {
-    place: PathBuf,
+/// The packages and sources of the servers.
+struct Parts {
+    apt: Apt,
     /// The packages go here.
     packages: PathBuf,
     /// The source package goes here.
     sources: PathBuf,
-    /// Names of the releases, oldest configuration first.
-    releases: Vec<String>,
 }
 
-impl Apt {
-    /// Takes from the machine's configuration what is Debian's, and adds the source packages, which it seldom names.
+impl Parts {
     fn new(place: &Path) -> Result<Self> {
         let (packages, sources) = (place.join("packages"), place.join("sources"));
-        let mut apt = Self { place: place.to_path_buf(), packages, sources, releases: Vec::new() };
-        for folder in [&apt.place.join("lists"), &apt.packages, &apt.sources] {
+        for folder in [&packages, &sources] {
             fs::create_dir_all(folder)?;
         }
-        if let Err(error) = run::run(apt.get().arg("update"), DOWNLOAD_DEADLINE) {
-            println!("setup: {error:#}: trying Debian's archive alone"); // what else is configured may be out of reach
-        }
-        let mut targets = apt.get();
-        let format = "$(REPO_URI) $(RELEASE) $(COMPONENT)";
-        targets.args(["indextargets", "--format", format, "Created-By: Packages", "Origin: Debian"]);
-        let targets = run::capture_success(&mut targets, LOCAL_DEADLINE)?.stdout;
-        let signed = if Path::new(KEYS).is_file() { format!("[signed-by={KEYS}] ") } else { String::new() };
-        let entries: String = targets.lines().map(|target| format!("deb {signed}{target}\ndeb-src {signed}{target}\n")).collect();
-        if entries.is_empty() {
-            bail!("apt's configuration names no archive of Debian, or none that answers");
-        }
-        fs::write(apt.list(), entries)?;
-        apt.releases = targets.lines().filter_map(|target| target.split_whitespace().nth(1)).map(str::to_owned).collect();
-        run::run(apt.get().arg("update"), DOWNLOAD_DEADLINE)?;
-        Ok(apt)
-    }
-
-    fn list(&self) -> PathBuf {
-        self.place.join("sources.list")
-    }
-
-    /// `apt-get` that writes nothing of the machine's.
-    fn get(&self) -> Command {
-        let mut command = Command::new("apt-get");
-        let option = |name: &str, path: &Path| format!("{name}={}", path.display());
-        let lists = option("Dir::State::Lists", &self.place.join("lists"));
-        command.args(["-q", "-o", &lists, "-o", &option("Dir::Cache", &self.place.join("cache"))]);
-        // The folders are ours alone; a user of apt's own could not enter them.
-        command.args(["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root"]);
-        if self.list().is_file() {
-            command.args(["-o", &option("Dir::Etc::SourceList", &self.list()), "-o", "Dir::Etc::SourceParts=/dev/null"]);
-        }
-        command
+        Ok(Self { apt: Apt::new(place, None)?, packages, sources })
     }
 
     /// Names of the packages to fetch: those wanted, installed or not, and the dependencies that this machine lacks.
     fn needed(&self) -> Result<Vec<String>> {
-        let mut command = self.get();
+        let mut command = self.apt.get();
         command.args(["--simulate", "--reinstall", "--no-install-recommends", "install"]).args(PACKAGES);
         let plan = run::capture_success(&mut command, DOWNLOAD_DEADLINE)?.stdout;
         let lines = plan.lines().filter_map(|line| line.strip_prefix("Inst "));
@@ -158,9 +117,9 @@ impl Apt {
     /// Fetches the newest source package that the archive really has, and returns its version.
     fn source(&self, package: &str) -> Result<String> {
         // Some mirrors name sources that they do not have.
-        let older = self.releases.iter().map(|release| format!("{package}/{release}"));
+        let older = self.apt.releases().iter().map(|release| format!("{package}/{release}"));
         for name in std::iter::once(package.to_owned()).chain(older) {
-            let mut command = self.get();
+            let mut command = self.apt.get();
             command.args(["source", "--download-only", &name]).current_dir(&self.sources);
             if run::run(&mut command, DOWNLOAD_DEADLINE).is_ok() {
                 return self.fetched_version();
@@ -181,7 +140,7 @@ impl Apt {
     fn packages(&self, names: &[String], postgres: &str, version: &str) -> Result<()> {
         let number = postgres.trim_start_matches("postgresql-");
         let own = [postgres.to_owned(), format!("postgresql-client-{number}"), format!("postgresql-server-dev-{number}")];
-        let mut command = self.get();
+        let mut command = self.apt.get();
         command.arg("download").args(names.iter().filter(|name| !own.contains(name)));
         command.args(own.iter().map(|name| format!("{name}={version}"))).current_dir(&self.packages);
         run::run(&mut command, DOWNLOAD_DEADLINE)

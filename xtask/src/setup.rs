@@ -4,7 +4,7 @@
 //! the command is quick the second time. On Debian the missing packages are installed with one `apt-get install`
 //! (through sudo when we are not root); elsewhere the command says what to install and fails. No service is
 //! installed: redis comes from `redis-tools`, whose `redis-check-rdb` is the server's own binary, and what else the
-//! tests serve with is only unpacked (see [`crate::servers`]).
+//! tests serve with or boot is only unpacked (see [`crate::servers`] and [`crate::vm`]).
 
 use std::path::Path;
 use std::process::Command;
@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 use crate::paths;
 use crate::run;
 use crate::toolchain::{self, Toolchain};
+use crate::vm;
 
 /// Longest that `apt-get` may take on a slow link.
 const APT_DEADLINE: Duration = Duration::from_secs(900);
@@ -44,7 +45,7 @@ struct Requirement {
 }
 
 /// Everything that Debian's packages bring.
-const REQUIREMENTS: [Requirement; 8] = [
+const REQUIREMENTS: [Requirement; 9] = [
     Requirement {
         what: "a Rust compiler with core for the BPF target",
         why: "the kernel programs in tssx-ebpf are Rust",
@@ -87,6 +88,12 @@ const REQUIREMENTS: [Requirement; 8] = [
         why: "the tests compile small C programs and read the library's symbols",
         packages: &["gcc", "libc6-dev", "binutils"],
         met: || runs("gcc", "--version") && runs("readelf", "--version"),
+    },
+    Requirement {
+        what: "QEMU for x86-64",
+        why: "the library and the tracer are tested on an older kernel, in an emulated machine",
+        packages: &["qemu-system-x86"],
+        met: || runs(vm::EMULATOR, "--version"),
     },
     Requirement {
         what: "bzip2 and xz",

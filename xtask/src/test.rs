@@ -16,7 +16,7 @@ use nix::unistd::geteuid;
 
 use crate::build::Artefacts;
 use crate::census::Census;
-use crate::{build, check, paths, run, servers, setup};
+use crate::{build, check, paths, run, servers, setup, vm};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -26,10 +26,13 @@ const ACCOUNT_LINES: usize = 80;
 
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
+pub(crate) struct Tally {
+    /// Those that passed.
+    pub passed: usize,
+    /// Those that failed.
+    pub failed: usize,
+    /// Those that were not run.
+    pub skipped: usize,
 }
 
 impl Tally {
@@ -44,7 +47,7 @@ impl Tally {
     }
 
     /// Adds up the closing lines of Rust's test harness: `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
-    fn of_harness(text: &str) -> Self {
+    pub(crate) fn of_harness(text: &str) -> Self {
         let mut tally = Self::default();
         for line in text.lines().filter_map(|line| line.trim().strip_prefix("test result: ")) {
             for part in line.split(['.', ';']) {
@@ -131,6 +134,19 @@ pub(crate) fn test() -> Result<()> {
             failures.push(format!("tests: {}\n{account}", suite.name));
         }
         total.add(tally);
+    }
+    println!("== tests: on Linux 6.1, in a virtual machine");
+    match vm::run(&artefacts) {
+        Ok(outcome) => {
+            total.passed += outcome.passed;
+            total.failed += outcome.failures.len();
+            failures.extend(outcome.failures);
+        }
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("the virtual machine: {error:#}"));
+        }
     }
     println!("== nothing is left behind");
     match left_behind(&before, scratch.path()).as_slice() {

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, exit};
 use crate::inventory::Kind;
-use crate::join::{Connection, End, Flow, Service, describe, make_absolute, received, sent, services};
+use crate::join::{Connection, End, Flow, Place, Service, ServiceKey, describe, make_absolute, received, sent, services};
 use crate::names::SocketName;
 use crate::output::{note, plural, result, short, table};
+use crate::pairs::PairRecord;
+use crate::places::{FileRecord, FileState, locate};
 use crate::recording::{FlowRecord, Recording, ServiceRecord, summary};
 use crate::watch::{Observation, watch};
 
@@ -20,8 +22,8 @@ const LEDGER_PERIOD: Duration = Duration::from_millis(250);
 /// # Errors
 /// Where the machine lacks what tracing needs, or the recording cannot be written.
 pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<u8> {
-    let seen = watch(args.window.window(LEDGER_PERIOD))?;
-    let recording = record(&seen);
+    let seen = watch(args.window.window(LEDGER_PERIOD, false))?;
+    let recording = record(&seen, args.pairs);
     let text = if args.window.json { recording.to_json()? } else { render(&recording, args.all) };
     result(&text)?;
     let path = recording.save(args.record.as_deref())?;
@@ -36,14 +38,24 @@ pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<u8> {
     Ok(if recording.losses.any() { exit::LOST } else { 0 })
 }
 
-/// The recording of a window.
-pub(crate) fn record(seen: &Observation) -> Recording {
+/// The recording of a window; `pairs` lists each connection.
+pub(crate) fn record(seen: &Observation, pairs: bool) -> Recording {
     let window_ms = u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX);
     let mut recording = Recording::new(window_ms, seen.losses);
     recording.interrupted = seen.interrupted;
+    recording.mode = seen.mode.name().into();
+    recording.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();
+    recording.refused_modes.clone_from(&seen.refusals);
     recording.closed_namespaces = seen.inventory.closed_namespaces();
-    for ((name, kind), service) in services(seen) {
-        let record = record_service(seen, name, kind, &service);
+    for (key, service) in services(seen) {
+        let mut record = record_service(seen, key, &service);
+        for connection in &service.connections {
+            let pair = PairRecord::new(&seen.inventory, seen.mode.measures_traffic(), connection);
+            recording.conservation.add(&pair);
+            if pairs {
+                record.pairs.push(pair);
+            }
+        }
         let list = if record.name.is_some() { &mut recording.services } else { &mut recording.unnamed };
         list.push(record);
     }
@@ -51,7 +63,8 @@ pub(crate) fn record(seen: &Observation) -> Recording {
     recording
 }
 
-fn record_service(seen: &Observation, name: Option<SocketName>, kind: Kind, service: &Service) -> ServiceRecord {
+fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> ServiceRecord {
+    let ServiceKey { name, kind, place } = key;
     let mut total = Flow::default();
     let mut to_server = FlowRecord::default();
     let mut to_client = FlowRecord::default();
@@ -67,6 +80,7 @@ fn record_service(seen: &Observation, name: Option<SocketName>, kind: Kind, serv
     let count = |test: fn(&Connection) -> bool| service.connections.iter().filter(|c| test(c)).count() as u64;
     let display = name.as_ref().map_or_else(|| String::from("(unnamed)"), SocketName::to_string);
     ServiceRecord {
+        file: file_of(name.as_ref(), place, &servers),
         absolute: name.as_ref().and_then(|name| make_absolute(name, &servers)),
         name,
         display,
@@ -74,15 +88,29 @@ fn record_service(seen: &Observation, name: Option<SocketName>, kind: Kind, serv
         servers: describe(seen, &servers),
         clients: describe(seen, &clients),
         connections: service.connections.len() as u64,
+        waiting: service.waiting,
         selected: count(Connection::is_selected),
         accelerated: count(Connection::is_accelerated),
         calls: total.calls(),
         bytes: total.bytes(),
         ring_calls: total.ring_calls,
         ring_bytes: total.ring_bytes,
+        queued_bytes: queued(seen, service),
         client_to_server: to_server,
         server_to_client: to_client,
+        pairs: Vec::new(),
     }
+}
+
+fn file_of(name: Option<&SocketName>, place: Option<Place>, servers: &BTreeSet<u32>) -> Option<FileRecord> {
+    let (Some(SocketName::Path(path)), Some(Place::File(file))) = (name, place) else { return None };
+    Some(locate(path, file, servers.iter().copied()))
+}
+
+/// Bytes that the ends have not received yet, as far as a list of sockets told.
+fn queued(seen: &Observation, service: &Service) -> Option<u64> {
+    let ends = service.connections.iter().flat_map(Connection::ends);
+    ends.filter_map(|end| seen.inventory.queued(end.cookie)).reduce(u64::saturating_add)
 }
 
 fn add_direction(record: &mut FlowRecord, from: &End, to: &End) {
@@ -103,15 +131,15 @@ fn render(recording: &Recording, all: bool) -> String {
             continue;
         }
         rows.push(vec![
-            service.display.clone(),
+            shown(service),
             summary(&service.servers),
             summary(&service.clients),
             service.connections.to_string(),
-            service.calls.to_string(),
-            short(recording.per_second(service.calls)),
-            service.bytes.to_string(),
-            short(recording.per_second(service.bytes)),
-            service.mean_size().map_or_else(|| String::from("-"), short),
+            measured(recording, || service.calls.to_string()),
+            measured(recording, || short(recording.per_second(service.calls))),
+            measured(recording, || service.bytes.to_string()),
+            measured(recording, || short(recording.per_second(service.bytes))),
+            measured(recording, || service.mean_size().map_or_else(|| String::from("-"), short)),
             accelerated(service),
         ]);
     }
@@ -126,6 +154,9 @@ fn render(recording: &Recording, all: bool) -> String {
     let early = if recording.interrupted { ", ended early" } else { "" };
     // Writing into a String cannot fail.
     let _ = writeln!(text, "{seconds:.1} s{early}, mode {}. CALLS: sends of both ends; BYTES: what they sent.", recording.mode);
+    for limit in &recording.mode_limits {
+        let _ = writeln!(text, "Limit of mode {}: {limit}.", recording.mode);
+    }
     let others = recording.services.iter().filter(|service| service.kind != Kind::Stream).count() as u64;
     for (count, noun, what) in [
         (idle, "listening stream socket", "without a connection (--all shows them)"),
@@ -140,11 +171,26 @@ fn render(recording: &Recording, all: bool) -> String {
             Kind::Unknown => "closed before seen by name",
             _ => "without a name (socketpair)",
         };
-        let (calls, bytes) = (plural(unnamed.calls, "call"), plural(unnamed.bytes, "byte"));
-        let _ = writeln!(text, "Not shown: {} {what}: {calls}, {bytes}.", plural(unnamed.connections, "connection"));
+        let traffic = measured(recording, || format!("{}, {}", plural(unnamed.calls, "call"), plural(unnamed.bytes, "byte")));
+        let _ = writeln!(text, "Not shown: {} {what}: {traffic}.", plural(unnamed.connections, "connection"));
     }
+    text.push_str(&recording.conservation.warning());
     text.push_str(recording.losses.warning());
     text
+}
+
+/// The name, and what became of its file.
+fn shown(service: &ServiceRecord) -> String {
+    match service.file.as_ref().map(|file| file.state) {
+        Some(FileState::Deleted) => format!("{} (deleted)", service.display),
+        Some(FileState::Replaced) => format!("{} (replaced)", service.display),
+        _ => service.display.clone(),
+    }
+}
+
+/// A figure of the kernel's traffic, or the words for a mode that counts none.
+fn measured(recording: &Recording, figure: impl FnOnce() -> String) -> String {
+    if recording.measures_traffic() { figure() } else { String::from("not measured") }
 }
 
 fn accelerated(service: &ServiceRecord) -> String {

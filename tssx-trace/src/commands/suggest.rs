@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::bail;
+
 use crate::cli::{SuggestArgs, exit};
 use crate::env_file::{comment, line};
 use crate::inventory::Kind;
@@ -27,6 +29,13 @@ const PASSES_DESCRIPTORS: [&[u8]; 5] = [b"/run/dbus/", b"/var/run/dbus/", b"/run
 /// Where there is no recording to read or no library to name.
 pub(crate) fn run(args: &SuggestArgs) -> anyhow::Result<u8> {
     let recording = Recording::load(&args.from)?;
+    if !recording.measures_traffic() {
+        bail!(
+            "{} was recorded in mode {}, which measures no traffic: record again where another mode works (`tssx-trace doctor` says which)",
+            args.from.display(),
+            recording.mode
+        );
+    }
     let library = library::find()?;
     let proposal = propose(&recording, args.min_calls);
     let mut lines = head(&recording);
@@ -152,18 +161,22 @@ mod tests {
             display: name.to_string(),
             name: Some(name),
             absolute: None,
+            file: None,
             kind,
             servers: vec![],
             clients: vec![],
             connections,
+            waiting: None,
             selected: 0,
             accelerated: 0,
             calls,
             bytes: calls * 64,
             ring_calls: 0,
             ring_bytes: 0,
+            queued_bytes: None,
             client_to_server: FlowRecord::default(),
             server_to_client: FlowRecord::default(),
+            pairs: Vec::new(),
         }
     }
 

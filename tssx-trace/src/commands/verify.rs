@@ -20,6 +20,9 @@ struct Report<'a> {
     version: u32,
     window_ms: u64,
     interrupted: bool,
+    /// How the kernel bytes were measured, and what that cannot see.
+    mode: &'static str,
+    mode_limits: &'static [&'static str],
     losses: Losses,
     min_hit_rate: Option<f64>,
     sockets: &'a [SocketReport],
@@ -33,7 +36,7 @@ const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where the machine lacks what tracing needs.
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
-    let seen = watch(args.window.window(LEDGER_PERIOD))?;
+    let seen = watch(args.window.window(LEDGER_PERIOD, true))?;
     let mut reports = sockets(&seen, &args.sockets);
     if !args.connections {
         reports.iter_mut().for_each(|report| report.connections.clear());
@@ -85,6 +88,8 @@ fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyh
         version: 1,
         window_ms: u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX),
         interrupted: seen.interrupted,
+        mode: seen.mode.name(),
+        mode_limits: seen.mode.limits(),
         losses: seen.losses,
         min_hit_rate: args.min_hit_rate,
         sockets: reports,
@@ -118,9 +123,13 @@ fn render(seen: &Observation, reports: &[SocketReport]) -> String {
     // Writing into a String cannot fail.
     let _ = writeln!(
         text,
-        "{:.1} s{early}. Hit rate: bytes through rings, by the library's ledgers, of all bytes of the selected connections; kernel bytes by eBPF, less doorbells.",
-        seen.elapsed.as_secs_f64()
+        "{:.1} s{early}, mode {}. Hit rate: bytes through rings, by the library's ledgers, of all bytes of the selected connections; kernel bytes by eBPF, less doorbells.",
+        seen.elapsed.as_secs_f64(),
+        seen.mode.name()
     );
+    for limit in seen.mode.limits() {
+        let _ = writeln!(text, "Limit of mode {}: {limit}.", seen.mode.name());
+    }
     text.push_str(seen.losses.warning());
     text
 }

@@ -62,16 +62,16 @@ impl Guarded {
         }
     }
 
-    /// Waits for a line that contains `text`.
-    pub(crate) fn wait_for(&mut self, text: &str) {
+    /// Waits for a line that contains `text`, and gives it.
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
         let end = Instant::now() + DEADLINE;
         loop {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     let found = line.contains(text);
-                    self.seen.push(line);
+                    self.seen.push(line.clone());
                     if found {
-                        return;
+                        return line;
                     }
                 }
                 Err(error) => panic!("no line with `{text}` ({error}); lines: {:#?}", self.seen),
