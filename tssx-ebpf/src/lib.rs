@@ -15,10 +15,10 @@
 pub const TRAFFIC_MAP: &str = "TRAFFIC";
 /// Name of the per-CPU array of [`LossCount`], indexed by [`Loss`].
 pub const LOSSES_MAP: &str = "LOSSES";
-/// Name of the ring buffer that tells of each process when it first counts: its [`TrafficKey::tgid`], four bytes. A hint and no
-/// evidence: what does not fit is dropped.
+/// Name of the ring buffer that tells of each process when it first counts: its [`TrafficKey::tgid`], four bytes. What does
+/// not fit is counted as [`Loss::Untold`].
 pub const ARRIVALS_MAP: &str = "ARRIVALS";
-/// Bytes of [`ARRIVALS_MAP`]: some thousand processes between two looks.
+/// Bytes of [`ARRIVALS_MAP`] unless the loader asks for another number: some thousand processes between two looks.
 pub const ARRIVALS_BYTES: u32 = 64 * 1024;
 /// Processes that [`ARRIVALS_MAP`] is known to have told of; beyond, the one seen longest ago may be told again.
 pub const ARRIVED_ENTRIES: u32 = 16_384;
@@ -140,11 +140,13 @@ pub enum Loss {
     Refused = 2,
     /// The system-call programs could not tell what the call moved, or on which socket.
     Unreadable = 3,
+    /// [`ARRIVALS_MAP`] had no room to tell of a process; its calls count all the same.
+    Untold = 4,
 }
 
 impl Loss {
     /// Every cause, in the order of its index.
-    pub const ALL: [Self; 4] = [Self::MapFull, Self::NoMemory, Self::Refused, Self::Unreadable];
+    pub const ALL: [Self; 5] = [Self::MapFull, Self::NoMemory, Self::Refused, Self::Unreadable, Self::Untold];
 }
 
 // The tracer reads these bytes as the kernel wrote them: no padding anywhere.

@@ -227,9 +227,11 @@ fn record_of(key: &TrafficKey) -> Result<*mut Traffic, Loss> {
 /// Tells the reader of a process that it was not told of: one that lives a moment only can then be looked at in time.
 #[inline(always)]
 fn tell_of(tgid: u32) {
-    if ARRIVED.get_ptr(tgid).is_none() && ARRIVED.insert(tgid, 1, BPF_NOEXIST).is_ok() {
-        // A full buffer loses a hint, and the reader looks at every process from time to time anyhow.
-        let _hint = ARRIVALS.output::<[u8; 4]>(tgid.to_ne_bytes(), 0);
+    if ARRIVED.get_ptr(tgid).is_none()
+        && ARRIVED.insert(tgid, 1, BPF_NOEXIST).is_ok()
+        && ARRIVALS.output::<[u8; 4]>(tgid.to_ne_bytes(), 0).is_err()
+    {
+        lose(Loss::Untold, 1, 0);
     }
 }
 

@@ -12,6 +12,7 @@
 mod capabilities;
 mod cli;
 mod commands;
+mod cost;
 mod env_file;
 mod hit_rate;
 mod inventory;
@@ -25,6 +26,7 @@ mod mode;
 mod names;
 mod output;
 mod preflight;
+mod privileges;
 mod probe;
 mod processes;
 mod recording;

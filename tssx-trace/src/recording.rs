@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::cost::Cost;
 use crate::inventory::Kind;
 use crate::losses::Losses;
 use crate::mode::Mode;
@@ -52,6 +53,9 @@ pub(crate) struct Recording {
     pub(crate) interrupted: bool,
     /// What could not be counted.
     pub(crate) losses: Losses,
+    /// What watching itself cost.
+    #[serde(default)]
+    pub(crate) cost: Cost,
     /// Network namespaces whose sockets have no names here because they could not be entered.
     pub(crate) closed_namespaces: usize,
     /// Every named socket.
@@ -140,6 +144,7 @@ impl Recording {
             window_ms,
             interrupted: false,
             losses,
+            cost: Cost::default(),
             closed_namespaces: 0,
             services: Vec::new(),
             unnamed: Vec::new(),

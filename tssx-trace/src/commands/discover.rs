@@ -41,6 +41,7 @@ pub(crate) fn record(seen: &Observation) -> Recording {
     let window_ms = u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX);
     let mut recording = Recording::new(window_ms, seen.losses);
     recording.interrupted = seen.interrupted;
+    recording.cost = seen.cost;
     recording.mode = seen.mode.name().into();
     recording.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();
     recording.refused_modes.clone_from(&seen.refusals);
@@ -140,6 +141,7 @@ fn render(recording: &Recording, all: bool) -> String {
     for limit in &recording.mode_limits {
         let _ = writeln!(text, "Limit of mode {}: {limit}.", recording.mode);
     }
+    let _ = writeln!(text, "{}", recording.cost);
     let others = recording.services.iter().filter(|service| service.kind != Kind::Stream).count() as u64;
     for (count, noun, what) in [
         (idle, "listening stream socket", "without a connection (--all shows them)"),
