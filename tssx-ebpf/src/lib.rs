@@ -85,6 +85,9 @@ impl Offset {
     ];
 }
 
+/// Sizes that are told apart: one for each power of two that a call's result can reach.
+pub const SIZES: usize = 32;
+
 /// One socket as used by one process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -116,6 +119,9 @@ pub struct Traffic {
     pub peer: u64,
     /// Name of the thread that made this CPU's first call, zero-padded; all zero on a CPU that saw none.
     pub comm: [u8; 16],
+    /// Of `tx_calls`, how many sent 2^i bytes or more and less than 2^(i+1). The messages of one sendmmsg(2) count with their mean size
+    /// where the system-call programs count.
+    pub tx_sizes: [u64; SIZES],
 }
 
 /// What one CPU could not put into [`TRAFFIC_MAP`] for one cause.
@@ -152,6 +158,6 @@ impl Loss {
 // The tracer reads these bytes as the kernel wrote them: no padding anywhere.
 const _: () = {
     assert!(size_of::<TrafficKey>() == 16);
-    assert!(size_of::<Traffic>() == 56);
+    assert!(size_of::<Traffic>() == 56 + 8 * SIZES);
     assert!(size_of::<LossCount>() == 16);
 };

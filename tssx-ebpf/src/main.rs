@@ -27,7 +27,7 @@ use aya_ebpf::maps::{LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_ebpf::{EbpfContext, Global};
 use aya_log_ebpf::debug;
-use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Loss, LossCount, Offset, TRAFFIC_ENTRIES, Traffic, TrafficKey};
+use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Loss, LossCount, Offset, SIZES, TRAFFIC_ENTRIES, Traffic, TrafficKey};
 
 /// `MSG_PEEK` of recv(2): the bytes stay queued and will be read again.
 const MSG_PEEK: i32 = 2;
@@ -58,6 +58,10 @@ static LOSSES: PerCpuArray<LossCount> = PerCpuArray::with_max_entries(Loss::ALL.
 
 #[map]
 static ARRIVALS: RingBuf = RingBuf::with_byte_size(ARRIVALS_BYTES, 0);
+
+/// A record without traffic, which is too large for a program's stack. Nobody writes to it.
+#[map]
+static FRESH: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
 
 /// Processes that `ARRIVALS` told of.
 #[map]
@@ -203,9 +207,18 @@ fn account<C: EbpfContext>(ctx: &C, cookie: u64, direction: Direction, calls: u6
         } else {
             (*record).tx_calls += calls;
             (*record).tx_bytes += bytes;
+            // The mask is for the verifier, and the black box keeps it: no result reaches 2^32.
+            let size = core::hint::black_box(power_of_two(bytes.checked_div(calls).unwrap_or(bytes))) & (SIZES - 1);
+            *(&raw mut (*record).tx_sizes).cast::<u64>().add(size) += calls;
         }
     }
     Some(record)
+}
+
+/// The largest `i` with 2^i at most `value`, which is not zero.
+#[inline(always)]
+fn power_of_two(value: u64) -> usize {
+    63 - value.leading_zeros() as usize
 }
 
 /// This CPU's value for `key`, made if need be.
@@ -215,7 +228,7 @@ fn record_of(key: &TrafficKey) -> Result<*mut Traffic, Loss> {
         return Ok(record);
     }
     tell_of(key.tgid);
-    let fresh = Traffic { tx_calls: 0, tx_bytes: 0, rx_calls: 0, rx_bytes: 0, peer: 0, comm: [0; 16] };
+    let fresh = FRESH.get(0).ok_or(Loss::Refused)?;
     match TRAFFIC.insert(key, fresh, BPF_NOEXIST) {
         Ok(()) | Err(EEXIST) => TRAFFIC.get_ptr_mut(key).ok_or(Loss::Refused),
         Err(E2BIG) => Err(Loss::MapFull),

@@ -14,6 +14,7 @@ mod cli;
 mod commands;
 mod cost;
 mod env_file;
+mod evidence;
 mod hit_rate;
 mod inventory;
 mod join;

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tssx_ebpf::{
-    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic,
-    TrafficKey,
+    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, SIZES, TRAFFIC_MAP,
+    Traffic, TrafficKey,
 };
 
 use crate::kernel_types::KernelTypes;
@@ -72,6 +72,8 @@ pub(crate) struct SocketTraffic {
     /// Calls that received at least one byte, and the bytes; peeks not counted.
     pub(crate) rx_calls: u64,
     pub(crate) rx_bytes: u64,
+    /// Of `tx_calls`, how many sent 2^i bytes or more and less than 2^(i+1).
+    pub(crate) tx_sizes: [u64; SIZES],
     /// Cookie of the socket that got the bytes sent, if the kernel told.
     pub(crate) peer: Option<u64>,
 }
@@ -383,6 +385,7 @@ fn add_cpus(key: TrafficKey, values: &[Traffic]) -> SocketTraffic {
         tx_bytes: values.iter().map(|value| value.tx_bytes).sum(),
         rx_calls: values.iter().map(|value| value.rx_calls).sum(),
         rx_bytes: values.iter().map(|value| value.rx_bytes).sum(),
+        tx_sizes: std::array::from_fn(|size| values.iter().filter_map(|value| value.tx_sizes.get(size)).sum()),
         peer: values.iter().map(|value| value.peer).find(|peer| *peer != 0),
     }
 }

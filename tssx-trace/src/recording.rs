@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Cost;
+use crate::evidence::Evidence;
 use crate::inventory::Kind;
 use crate::losses::Losses;
 use crate::mode::Mode;
@@ -93,6 +94,9 @@ pub(crate) struct ServiceRecord {
     pub(crate) queued_bytes: Option<u64>,
     pub(crate) client_to_server: FlowRecord,
     pub(crate) server_to_client: FlowRecord,
+    /// What else the kernel showed of its connections; `None` if traffic was not measured.
+    #[serde(default)]
+    pub(crate) evidence: Option<Evidence>,
 }
 
 /// One direction of a service.
@@ -271,6 +275,7 @@ mod tests {
             queued_bytes: Some(0),
             client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
             server_to_client: FlowRecord::default(),
+            evidence: Some(Evidence::default()),
         });
         recording
     }

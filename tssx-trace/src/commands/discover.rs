@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, exit};
+use crate::evidence::Evidence;
 use crate::inventory::Kind;
 use crate::join::{Connection, End, Flow, Service, describe, make_absolute, received, sent, services};
 use crate::names::SocketName;
@@ -87,6 +88,7 @@ fn record_service(seen: &Observation, name: Option<SocketName>, kind: Kind, serv
         queued_bytes: queued(seen, service),
         client_to_server: to_server,
         server_to_client: to_client,
+        evidence: Evidence::of(seen, service),
     }
 }
 
