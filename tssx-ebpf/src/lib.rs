@@ -17,10 +17,10 @@ pub mod birth;
 pub const TRAFFIC_MAP: &str = "TRAFFIC";
 /// Name of the per-CPU array of [`LossCount`], indexed by [`Loss`].
 pub const LOSSES_MAP: &str = "LOSSES";
-/// Name of the ring buffer that tells of each process when it first counts: its [`TrafficKey::tgid`], four bytes. A hint and no
-/// evidence: what does not fit is dropped.
+/// Name of the ring buffer that tells of each process when it first counts: its [`TrafficKey::tgid`], four bytes. What does
+/// not fit is counted as [`Loss::Untold`].
 pub const ARRIVALS_MAP: &str = "ARRIVALS";
-/// Bytes of [`ARRIVALS_MAP`]: some thousand processes between two looks.
+/// Bytes of [`ARRIVALS_MAP`] unless the loader asks for another number: some thousand processes between two looks.
 pub const ARRIVALS_BYTES: u32 = 64 * 1024;
 /// Processes that [`ARRIVALS_MAP`] is known to have told of; beyond, the one seen longest ago may be told again.
 pub const ARRIVED_ENTRIES: u32 = 16_384;
@@ -87,6 +87,9 @@ impl Offset {
     ];
 }
 
+/// Sizes that are told apart: one for each power of two that a call's result can reach.
+pub const SIZES: usize = 32;
+
 /// One socket as used by one process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -118,6 +121,9 @@ pub struct Traffic {
     pub peer: u64,
     /// Name of the thread that made this CPU's first call, zero-padded; all zero on a CPU that saw none.
     pub comm: [u8; 16],
+    /// Of `tx_calls`, how many sent 2^i bytes or more and less than 2^(i+1). The messages of one sendmmsg(2) count with their mean size
+    /// where the system-call programs count.
+    pub tx_sizes: [u64; SIZES],
 }
 
 /// What one CPU could not put into [`TRAFFIC_MAP`] for one cause.
@@ -142,16 +148,18 @@ pub enum Loss {
     Refused = 2,
     /// The system-call programs could not tell what the call moved, or on which socket.
     Unreadable = 3,
+    /// [`ARRIVALS_MAP`] had no room to tell of a process; its calls count all the same.
+    Untold = 4,
 }
 
 impl Loss {
     /// Every cause, in the order of its index.
-    pub const ALL: [Self; 4] = [Self::MapFull, Self::NoMemory, Self::Refused, Self::Unreadable];
+    pub const ALL: [Self; 5] = [Self::MapFull, Self::NoMemory, Self::Refused, Self::Unreadable, Self::Untold];
 }
 
 // The tracer reads these bytes as the kernel wrote them: no padding anywhere.
 const _: () = {
     assert!(size_of::<TrafficKey>() == 16);
-    assert!(size_of::<Traffic>() == 56);
+    assert!(size_of::<Traffic>() == 56 + 8 * SIZES);
     assert!(size_of::<LossCount>() == 16);
 };

@@ -29,7 +29,7 @@ use aya_ebpf::maps::{LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::programs::BtfTracePointContext;
 use aya_ebpf::{EbpfContext, Global};
 use aya_log_ebpf::debug;
-use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Loss, LossCount, Offset, TRAFFIC_ENTRIES, Traffic, TrafficKey};
+use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Loss, LossCount, Offset, SIZES, TRAFFIC_ENTRIES, Traffic, TrafficKey};
 
 /// `MSG_PEEK` of recv(2): the bytes stay queued and will be read again.
 const MSG_PEEK: i32 = 2;
@@ -60,6 +60,10 @@ static LOSSES: PerCpuArray<LossCount> = PerCpuArray::with_max_entries(Loss::ALL.
 
 #[map]
 static ARRIVALS: RingBuf = RingBuf::with_byte_size(ARRIVALS_BYTES, 0);
+
+/// A record without traffic, which is too large for a program's stack. Nobody writes to it.
+#[map]
+static FRESH: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
 
 /// Processes that `ARRIVALS` told of.
 #[map]
@@ -212,9 +216,18 @@ fn account<C: EbpfContext>(
         } else {
             (*record).tx_calls += calls;
             (*record).tx_bytes += bytes;
+            // The mask is for the verifier, and the black box keeps it: no result reaches 2^32.
+            let size = core::hint::black_box(power_of_two(bytes.checked_div(calls).unwrap_or(bytes))) & (SIZES - 1);
+            *(&raw mut (*record).tx_sizes).cast::<u64>().add(size) += calls;
         }
     }
     Some(record)
+}
+
+/// The largest `i` with 2^i at most `value`, which is not zero.
+#[inline(always)]
+fn power_of_two(value: u64) -> usize {
+    63 - value.leading_zeros() as usize
 }
 
 /// This CPU's value for `key`, the record of `socket`, made if need be.
@@ -224,7 +237,7 @@ fn record_of(key: &TrafficKey, socket: *mut c_void) -> Result<*mut Traffic, Loss
         return Ok(record);
     }
     tell_of(key.tgid);
-    let fresh = Traffic { tx_calls: 0, tx_bytes: 0, rx_calls: 0, rx_bytes: 0, peer: 0, comm: [0; 16] };
+    let fresh = FRESH.get(0).ok_or(Loss::Refused)?;
     match TRAFFIC.insert(key, fresh, BPF_NOEXIST) {
         Ok(()) => {
             told::tell(socket, key.cookie);
@@ -240,9 +253,11 @@ fn record_of(key: &TrafficKey, socket: *mut c_void) -> Result<*mut Traffic, Loss
 /// Tells the reader of a process that it was not told of: one that lives a moment only can then be looked at in time.
 #[inline(always)]
 fn tell_of(tgid: u32) {
-    if ARRIVED.get_ptr(tgid).is_none() && ARRIVED.insert(tgid, 1, BPF_NOEXIST).is_ok() {
-        // A full buffer loses a hint, and the reader looks at every process from time to time anyhow.
-        let _hint = ARRIVALS.output::<[u8; 4]>(tgid.to_ne_bytes(), 0);
+    if ARRIVED.get_ptr(tgid).is_none()
+        && ARRIVED.insert(tgid, 1, BPF_NOEXIST).is_ok()
+        && ARRIVALS.output::<[u8; 4]>(tgid.to_ne_bytes(), 0).is_err()
+    {
+        lose(Loss::Untold, 1, 0);
     }
 }
 

@@ -63,7 +63,8 @@ pub(crate) fn find() -> Vec<Capability> {
     for (name, held) in preflight::privileges() {
         let purpose = preflight::purpose_of(name);
         let predicted = Finding::new(held, if held { "held" } else { "not held" });
-        found.push(Capability::new(name, purpose, Some(predicted), None, "run it as root, for example with sudo"));
+        let remedy = format!("run it as root, or give it {name}, for example with `setpriv --ambient-caps`");
+        found.push(Capability::new(name, purpose, Some(predicted), None, &remedy));
     }
     let types = preflight::kernel_types();
     let detail = if types { "/sys/kernel/btf/vmlinux is there" } else { "/sys/kernel/btf/vmlinux is missing" };
@@ -94,7 +95,13 @@ fn mode(mode: Mode) -> Capability {
         Mode::Syscalls => "traffic by the end of every system call",
         Mode::Snapshots => "who is connected, without traffic",
     };
-    let options = ProbeOptions { mode: Wanted(Some(mode)), needs_traffic: false, max_sockets: 64, log: false };
+    let options = ProbeOptions {
+        mode: Wanted(Some(mode)),
+        needs_traffic: false,
+        max_sockets: 64,
+        ring_bytes: tssx_ebpf::ARRIVALS_BYTES,
+        log: false,
+    };
     let tried =
         Finding::of(Probe::attach(options), if mode.hooks().is_empty() { "needs no program" } else { "attached and detached" });
     let remedy = match mode {

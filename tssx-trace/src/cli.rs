@@ -80,6 +80,9 @@ pub(crate) struct WindowArgs {
     /// How many pairs of one socket and one process the kernel can count within the window
     #[arg(long, value_name = "N", default_value_t = tssx_ebpf::TRAFFIC_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub(crate) max_sockets: u32,
+    /// Bytes of the ring buffer by which the kernel tells of processes that begin to use Unix sockets: a power of two
+    #[arg(long, value_name = "N", default_value_t = tssx_ebpf::ARRIVALS_BYTES, value_parser = parse_ring_bytes)]
+    pub(crate) ring_bytes: u32,
     /// Print what the kernel programs log, for diagnosis
     #[arg(long, hide = true)]
     pub(crate) kernel_log: bool,
@@ -91,7 +94,13 @@ pub(crate) struct WindowArgs {
 impl WindowArgs {
     /// The window, with that time between two looks for ledgers; with `needs_traffic`, a mode without traffic is refused.
     pub(crate) fn window(&self, ledger_period: Duration, needs_traffic: bool) -> Window {
-        let probe = ProbeOptions { mode: self.mode, needs_traffic, max_sockets: self.max_sockets, log: self.kernel_log };
+        let probe = ProbeOptions {
+            mode: self.mode,
+            needs_traffic,
+            max_sockets: self.max_sockets,
+            ring_bytes: self.ring_bytes,
+            log: self.kernel_log,
+        };
         Window { duration: self.duration, ledger_period, probe }
     }
 }
@@ -196,6 +205,13 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// A power of two, and a page at least: what the kernel takes as the size of a ring buffer.
+fn parse_ring_bytes(text: &str) -> Result<u32, String> {
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX);
+    let wrong = || format!("`{text}` is no size of a ring buffer: write a power of two from {page} to {}", 1 << 30);
+    text.parse().ok().filter(|bytes: &u32| bytes.is_power_of_two() && (page..=1 << 30).contains(bytes)).ok_or_else(wrong)
+}
+
 /// `0.99` or `99%`.
 fn parse_rate(text: &str) -> Result<f64, String> {
     let wrong = || format!("`{text}` is no rate: write 0.99 or 99%");
@@ -223,6 +239,10 @@ mod tests {
         assert_eq!(parse_duration("1.5"), Ok(Duration::from_millis(1500)));
         for wrong in ["", "s", "5 parsecs", "-1s", "0", "NaN"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_ring_bytes("65536"), Ok(65536));
+        for wrong in ["0", "1", "65537", "-4096", "x"] {
+            assert!(parse_ring_bytes(wrong).is_err(), "{wrong}");
         }
         assert_eq!(parse_rate("99%"), Ok(0.99));
         assert_eq!(parse_rate("0.5"), Ok(0.5));

@@ -19,6 +19,9 @@ pub(crate) struct Losses {
     /// Calls of which the system-call programs could not tell the socket or the bytes.
     #[serde(default)]
     pub(crate) unreadable_calls: u64,
+    /// Processes of which the kernel's ring buffer had no room to tell: those that lived a moment may have no name.
+    #[serde(default)]
+    pub(crate) untold_processes: u64,
     /// Events that the kernel did not hand to the programs because one was already running on that CPU.
     pub(crate) missed_events: u64,
     /// Selected connections that found no room in their process's ledger.
@@ -63,6 +66,7 @@ impl Losses {
         }
         for (count, noun, cause) in [
             (self.unreadable_calls, "call", "whose socket or bytes could not be read in the kernel"),
+            (self.untold_processes, "process", "not told of in time, their names may be missing: raise --ring-bytes"),
             (self.missed_events, "event", "not delivered by the kernel"),
             (self.uncounted_connections, "selected connection", "found no room in their process's ledger"),
             (self.overwritten_connections, "selected connection", "came and went faster than the ledgers were read"),

@@ -7,23 +7,29 @@ use crate::kernel_types::KernelTypes;
 use crate::mode::Mode;
 
 /// Capabilities that the tracer needs, capabilities(7), with their bit in `CapEff`.
-const NEEDED: [(&str, u32); 4] = [("CAP_BPF", 39), ("CAP_PERFMON", 38), ("CAP_SYS_PTRACE", 19), ("CAP_SYS_ADMIN", 21)];
+const NEEDED: [(&str, u32); 5] =
+    [("CAP_BPF", 39), ("CAP_PERFMON", 38), ("CAP_SYS_PTRACE", 19), ("CAP_DAC_READ_SEARCH", 2), ("CAP_CHECKPOINT_RESTORE", 40)];
+/// The first that CAP_SYS_ADMIN contains, and all above it.
+const CONTAINED: u32 = 38;
+/// One without which less is seen, which the report says.
+const WANTED: (&str, u32) = ("CAP_SYS_ADMIN", 21);
 
 /// What one of them is for.
 pub(crate) fn purpose_of(capability: &str) -> &'static str {
     match capability {
         "CAP_BPF" => "maps and programs",
         "CAP_PERFMON" => "programs that trace",
-        "CAP_SYS_PTRACE" => "descriptors and ledgers of other users' processes",
-        _ => "sockets of other network namespaces",
+        "CAP_SYS_PTRACE" | "CAP_DAC_READ_SEARCH" => "descriptors of other users' processes",
+        "CAP_CHECKPOINT_RESTORE" => "ledgers, through /proc/PID/map_files",
+        _ => "names in other network namespaces, and the kernel's time for each event",
     }
 }
 
 /// The capabilities that the tracer wants, and whether this process holds them.
 pub(crate) fn privileges() -> Vec<(&'static str, bool)> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let missing = missing_capabilities(&status).unwrap_or_else(|| NEEDED.map(|(name, _)| name).to_vec());
-    NEEDED.iter().map(|(name, _)| (*name, !missing.contains(name))).collect()
+    let held = effective(&status).unwrap_or(0);
+    NEEDED.iter().chain([&WANTED]).map(|(name, bit)| (*name, holds(held, *bit))).collect()
 }
 
 /// Whether the kernel shows its types.
@@ -62,7 +68,10 @@ pub(crate) fn check_privileges() -> anyhow::Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status: mount /proc")?;
     let missing = missing_capabilities(&status).context("/proc/self/status has no CapEff line")?;
     if !missing.is_empty() {
-        bail!("no privilege to watch the kernel's sockets (missing {}): run it as root, for example with sudo", missing.join(", "));
+        bail!(
+            "no privilege to watch the kernel's sockets (missing {}): run it as root, for example with sudo, or give it these",
+            missing.join(", ")
+        );
     }
     Ok(())
 }
@@ -83,11 +92,21 @@ pub(crate) fn check_machine(mode: Mode) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Names of the capabilities that the process with this `/proc/PID/status` lacks. CAP_SYS_ADMIN contains the first two.
-fn missing_capabilities(status: &str) -> Option<Vec<&'static str>> {
+/// The effective capabilities of the process with this `/proc/PID/status`.
+fn effective(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    let effective = u64::from_str_radix(line.trim(), 16).ok()?;
-    Some(NEEDED.iter().filter(|(_, bit)| effective & (1 << bit) == 0).map(|(name, _)| *name).collect())
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// Whether a set holds a capability, on its own or within CAP_SYS_ADMIN.
+fn holds(set: u64, bit: u32) -> bool {
+    set & (1 << bit) != 0 || (bit >= CONTAINED && set & (1 << WANTED.1) != 0)
+}
+
+/// Names of the capabilities that the tracer needs and the process with this `/proc/PID/status` lacks.
+fn missing_capabilities(status: &str) -> Option<Vec<&'static str>> {
+    let effective = effective(status)?;
+    Some(NEEDED.iter().filter(|(_, bit)| !holds(effective, *bit)).map(|(name, _)| *name).collect())
 }
 
 /// What to say when the object does not load.
@@ -139,8 +158,9 @@ mod tests {
     #[test]
     fn missing_capabilities_are_named() {
         assert_eq!(missing_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(vec![]));
-        assert_eq!(missing_capabilities("CapEff:\t0000000000000000\n").map(|missing| missing.len()), Some(4));
-        assert_eq!(missing_capabilities("CapEff:\t000001bfffffffff\n"), Some(vec!["CAP_PERFMON"]));
+        assert_eq!(missing_capabilities("CapEff:\t0000000000000000\n").map(|missing| missing.len()), Some(5));
+        assert_eq!(missing_capabilities("CapEff:\t000001bfffdfffff\n"), Some(vec!["CAP_PERFMON"]));
+        assert_eq!(missing_capabilities("CapEff:\t0000000000280004\n"), Some(vec![]), "CAP_SYS_ADMIN contains three of them");
         assert_eq!(missing_capabilities("Name:\tx\n"), None);
     }
 }

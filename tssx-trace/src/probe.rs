@@ -10,20 +10,22 @@
 mod births;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::Program;
+use aya::sys::{Stats, enable_stats};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tssx_ebpf::birth::{PLACES, SHAPE};
 use tssx_ebpf::{
-    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP, Traffic,
-    TrafficKey,
+    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, SIZES, TRAFFIC_MAP,
+    Traffic, TrafficKey,
 };
 
 pub(crate) use self::births::Births;
@@ -74,6 +76,8 @@ pub(crate) struct SocketTraffic {
     /// Calls that received at least one byte, and the bytes; peeks not counted.
     pub(crate) rx_calls: u64,
     pub(crate) rx_bytes: u64,
+    /// Of `tx_calls`, how many sent 2^i bytes or more and less than 2^(i+1).
+    pub(crate) tx_sizes: [u64; SIZES],
     /// Cookie of the socket that got the bytes sent, if the kernel told.
     pub(crate) peer: Option<u64>,
 }
@@ -100,6 +104,8 @@ pub(crate) struct ProbeOptions {
     pub(crate) needs_traffic: bool,
     /// Entries of the traffic map: pairs of one socket and one process.
     pub(crate) max_sockets: u32,
+    /// Bytes of the ring buffer that tells of new processes: a power of two, a page at least.
+    pub(crate) ring_bytes: u32,
     /// Print what the kernel programs log, for diagnosis.
     pub(crate) log: bool,
 }
@@ -172,6 +178,7 @@ impl Probe {
             .override_global(SHAPE, shape.as_slice(), true)
             .override_global(OFFSETS, offsets.as_slice(), true)
             .map_max_entries(TRAFFIC_MAP, options.max_sockets)
+            .map_max_entries(ARRIVALS_MAP, options.ring_bytes)
             .override_global(aya_log::LEVEL, &level, true)
             .load(OBJECT)
             .map_err(|error| preflight::explain_load(&error.into()))?;
@@ -277,9 +284,30 @@ impl Probe {
                 Loss::NoMemory => (losses.no_memory_calls, losses.no_memory_bytes) = (calls, bytes),
                 Loss::Refused => (losses.refused_calls, losses.refused_bytes) = (calls, bytes),
                 Loss::Unreadable => losses.unreadable_calls = calls,
+                Loss::Untold => losses.untold_processes = calls,
             }
         }
         Ok(losses)
+    }
+
+    /// Time that the kernel spent in the programs, and how often it ran them, while somebody asked it to measure that.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell of the programs.
+    pub(crate) fn run_time(&self) -> anyhow::Result<(Duration, u64)> {
+        let Some(ebpf) = &self.ebpf else { return Ok(Default::default()) };
+        let mut sum = (Duration::ZERO, 0);
+        for hook in self.mode.hooks() {
+            let program = ebpf.program(hook.program).ok_or_else(|| anyhow!("the object lost its program {}", hook.program))?;
+            let info = program.info()?;
+            sum = (sum.0 + info.run_time(), sum.1 + info.run_count());
+        }
+        Ok(sum)
+    }
+
+    /// Asks the kernel to measure the time of every program until the answer is dropped; `None` where it refuses.
+    pub(crate) fn measure_run_time(&self) -> Option<OwnedFd> {
+        self.ebpf.as_ref().and_then(|_| enable_stats(Stats::RunTime).ok())
     }
 
     /// Events that never reached a program, as the kernel counts them (`recursion_misses` in fdinfo of the program).
@@ -376,6 +404,7 @@ fn add_cpus(key: TrafficKey, values: &[Traffic]) -> SocketTraffic {
         tx_bytes: values.iter().map(|value| value.tx_bytes).sum(),
         rx_calls: values.iter().map(|value| value.rx_calls).sum(),
         rx_bytes: values.iter().map(|value| value.rx_bytes).sum(),
+        tx_sizes: std::array::from_fn(|size| values.iter().filter_map(|value| value.tx_sizes.get(size)).sum()),
         peer: values.iter().map(|value| value.peer).find(|peer| *peer != 0),
     }
 }

@@ -12,6 +12,8 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroups::Group;
+use crate::cost::Cost;
+use crate::evidence::Evidence;
 use crate::inventory::Kind;
 use crate::losses::Losses;
 use crate::mode::Mode;
@@ -58,6 +60,9 @@ pub(crate) struct Recording {
     /// Whether sent, received and queued bytes agree.
     #[serde(default)]
     pub(crate) conservation: ConservationRecord,
+    /// What watching itself cost.
+    #[serde(default)]
+    pub(crate) cost: Cost,
     /// Network namespaces whose sockets have no names here because they could not be entered.
     pub(crate) closed_namespaces: usize,
     /// Every named socket.
@@ -101,6 +106,9 @@ pub(crate) struct ServiceRecord {
     pub(crate) queued_bytes: Option<u64>,
     pub(crate) client_to_server: FlowRecord,
     pub(crate) server_to_client: FlowRecord,
+    /// What else the kernel showed of its connections; `None` if traffic was not measured.
+    #[serde(default)]
+    pub(crate) evidence: Option<Evidence>,
     /// Each connection; only with `--pairs`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) pairs: Vec<PairRecord>,
@@ -159,6 +167,7 @@ impl Recording {
             interrupted: false,
             losses,
             conservation: ConservationRecord::default(),
+            cost: Cost::default(),
             closed_namespaces: 0,
             services: Vec::new(),
             unnamed: Vec::new(),
@@ -287,6 +296,7 @@ mod tests {
             queued_bytes: Some(0),
             client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
             server_to_client: FlowRecord::default(),
+            evidence: Some(Evidence::default()),
             pairs: Vec::new(),
         });
         recording

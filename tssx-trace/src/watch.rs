@@ -9,12 +9,14 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
+use crate::cost::{Cost, Meter};
 use crate::inventory::Inventory;
 use crate::join;
 use crate::ledgers::Ledgers;
 use crate::losses::Losses;
 use crate::mode::Mode;
 use crate::output;
+use crate::privileges;
 use crate::probe::{Arrivals, Births, Probe, ProbeOptions, Refusal, SocketTraffic};
 use crate::processes::{self, Processes};
 
@@ -42,6 +44,8 @@ pub(crate) struct Observation {
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) traffic: Vec<SocketTraffic>,
     pub(crate) losses: Losses,
+    /// What watching itself cost.
+    pub(crate) cost: Cost,
     pub(crate) inventory: Inventory,
     pub(crate) ledgers: Ledgers,
     pub(crate) processes: Processes,
@@ -110,7 +114,9 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
             _ = birth_ticks.tick() => sources.read_births(),
             _ = inventory_ticks.tick() => {
                 let started = Instant::now();
+                let sample = sources.probe.measure_run_time();
                 look_at_sockets(&mut sources.inventory)?;
+                drop(sample);
                 sources.probe.flush_log();
                 inventory_ticks.reset_after(pause(INVENTORY_PERIOD, LOOK_SHARE, started));
             }
@@ -122,6 +128,7 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
 /// What is asked again and again.
 struct Sources {
     started: Instant,
+    meter: Meter,
     probe: Probe,
     births: Option<Births>,
     inventory: Inventory,
@@ -132,18 +139,20 @@ struct Sources {
 impl Sources {
     /// Attaches the probe and takes the first look at everything.
     fn open(options: ProbeOptions) -> anyhow::Result<Self> {
+        let meter = Meter::start();
         let mut inventory = Inventory::open()?;
         // Whatever takes long comes first, so that the kernel's counters and the ledgers' begin at one moment.
         let mut ledgers = Ledgers::find();
         let mut probe = Probe::attach(options)?;
         let births = probe.births()?;
+        privileges::drop_all_but_reading()?;
         ledgers.begin();
         let started = Instant::now();
         look_at_sockets(&mut inventory)?;
         inventory.begin();
         let mut processes = Processes::default();
         processes.refresh();
-        Ok(Self { started, probe, births, inventory, ledgers, processes })
+        Ok(Self { started, meter, probe, births, inventory, ledgers, processes })
     }
 
     fn read_births(&mut self) {
@@ -158,6 +167,7 @@ impl Sources {
         // hit rate errs to the low side.
         self.ledgers.refresh();
         let mut losses = self.probe.losses()?;
+        let cost = self.meter.cost(&self.probe);
         self.probe.detach()?;
         let elapsed = self.started.elapsed();
         let mut traffic = self.probe.traffic()?;
@@ -179,7 +189,7 @@ impl Sources {
         }
         let (mode, refusals) = (self.probe.mode(), self.probe.refusals().to_vec());
         let Self { inventory, ledgers, processes, .. } = self;
-        Ok(Observation { elapsed, mode, refusals, traffic, losses, inventory, ledgers, processes, interrupted })
+        Ok(Observation { elapsed, mode, refusals, traffic, losses, cost, inventory, ledgers, processes, interrupted })
     }
 }
 

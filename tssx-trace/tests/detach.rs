@@ -9,7 +9,12 @@ use aya::programs::loaded_programs;
 
 /// Numbers of the tracer's programs that are in the kernel now.
 fn programs() -> BTreeSet<u32> {
-    let ours = ["data_ready", "sent", "received"];
+    let ours = [
+        ["data_ready", "sent", "received"].as_slice(), // tp_btf
+        &["stream_sent", "stream_received", "datagram_sent", "datagram_receiv", "packet_sent", "packet_received"], // fexit, cut to 15
+        &["syscall_ended"],
+    ]
+    .concat();
     let loaded = loaded_programs().filter_map(Result::ok);
     loaded.filter(|program| program.name_as_str().is_some_and(|name| ours.contains(&name))).map(|program| program.id()).collect()
 }
@@ -20,7 +25,7 @@ fn nothing_stays_attached_after_the_tracer_is_killed() {
     let before = programs();
     let tracer = common::tracer(&["discover"], &directory.path().join("table"));
     let attached: BTreeSet<u32> = programs().difference(&before).copied().collect();
-    assert_eq!(attached.len(), 3, "the tracer's programs are found while it runs");
+    assert!(!attached.is_empty(), "the tracer's programs are found while it runs");
     tracer.signal(rustix::process::Signal::KILL);
     let (status, _) = tracer.finish();
     assert!(!status.success());

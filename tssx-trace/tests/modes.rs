@@ -152,6 +152,12 @@ fn check_mode(mode: &str, measured: bool) {
         assert_eq!(echo[end].as_array().map(Vec::len), Some(1), "{mode}: {echo}");
         assert_eq!(echo[end][0]["pid"], pid, "{mode}: {echo}");
     }
+    let evidence = if measured {
+        serde_json::json!({ "kernel_sizes": [{ "from_bytes": SIZE, "calls": 2 * calls }], "most_processes_on_one_end": 1 })
+    } else {
+        Value::Null
+    };
+    assert_eq!(echo["evidence"], evidence, "{mode}");
     own.check(&recording, measured);
     let table = std::fs::read_to_string(directory.path().join("table")).expect("a table");
     assert!(table.contains(&format!("mode {mode}")) && table.contains("Limit of mode"), "{table}");

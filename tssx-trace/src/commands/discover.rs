@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, exit};
+use crate::evidence::Evidence;
 use crate::inventory::Kind;
 use crate::join::{Connection, End, Flow, Place, Service, ServiceKey, describe, make_absolute, received, sent, services};
 use crate::names::SocketName;
@@ -43,6 +44,7 @@ pub(crate) fn record(seen: &Observation, pairs: bool) -> Recording {
     let window_ms = u64::try_from(seen.elapsed.as_millis()).unwrap_or(u64::MAX);
     let mut recording = Recording::new(window_ms, seen.losses);
     recording.interrupted = seen.interrupted;
+    recording.cost = seen.cost;
     recording.mode = seen.mode.name().into();
     recording.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();
     recording.refused_modes.clone_from(&seen.refusals);
@@ -98,6 +100,7 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         queued_bytes: queued(seen, service),
         client_to_server: to_server,
         server_to_client: to_client,
+        evidence: Evidence::of(seen, service),
         pairs: Vec::new(),
     }
 }
@@ -157,6 +160,7 @@ fn render(recording: &Recording, all: bool) -> String {
     for limit in &recording.mode_limits {
         let _ = writeln!(text, "Limit of mode {}: {limit}.", recording.mode);
     }
+    let _ = writeln!(text, "{}", recording.cost);
     let others = recording.services.iter().filter(|service| service.kind != Kind::Stream).count() as u64;
     for (count, noun, what) in [
         (idle, "listening stream socket", "without a connection (--all shows them)"),

@@ -176,6 +176,7 @@ mod tests {
             queued_bytes: None,
             client_to_server: FlowRecord::default(),
             server_to_client: FlowRecord::default(),
+            evidence: None,
             pairs: Vec::new(),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::{VerifyArgs, exit};
+use crate::cost::Cost;
 use crate::hit_rate::{SocketReport, is_same, sockets};
 use crate::losses::Losses;
 use crate::names::SocketName;
@@ -24,6 +25,7 @@ struct Report<'a> {
     mode: &'static str,
     mode_limits: &'static [&'static str],
     losses: Losses,
+    cost: Cost,
     min_hit_rate: Option<f64>,
     sockets: &'a [SocketReport],
 }
@@ -91,6 +93,7 @@ fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyh
         mode: seen.mode.name(),
         mode_limits: seen.mode.limits(),
         losses: seen.losses,
+        cost: seen.cost,
         min_hit_rate: args.min_hit_rate,
         sockets: reports,
     };
@@ -127,6 +130,7 @@ fn render(seen: &Observation, reports: &[SocketReport]) -> String {
         seen.elapsed.as_secs_f64(),
         seen.mode.name()
     );
+    let _ = writeln!(text, "{}", seen.cost);
     for limit in seen.mode.limits() {
         let _ = writeln!(text, "Limit of mode {}: {limit}.", seen.mode.name());
     }

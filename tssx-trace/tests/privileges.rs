@@ -1,0 +1,136 @@
+//! The tracer without root, what it gives up, several at once, and buffers that are too small. Needs root and BPF.
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Guarded, TRACER, client, copy_program, exchange, server, stop, tracer};
+use serde_json::Value;
+
+#[test]
+fn peer_process() {
+    common::run_peer();
+}
+
+fn service(recording: &Path, display: &str) -> (Value, Value) {
+    let text = std::fs::read_to_string(recording).expect("a recording");
+    let recording: Value = serde_json::from_str(&text).expect("JSON");
+    let services = recording["services"].as_array().expect("a list");
+    let found = services.iter().find(|service| service["display"] == display).cloned();
+    (found.unwrap_or_else(|| panic!("no {display} in {text}")), recording)
+}
+
+/// The effective capabilities of a process.
+fn effective(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");
+    u64::from_str_radix(line.trim(), 16).expect("a number")
+}
+
+const BPF: u64 = 1 << 39;
+const PERFMON: u64 = 1 << 38;
+const READING: u64 = 1 << 40 | 1 << 19 | 1 << 2;
+
+#[test]
+fn five_capabilities_suffice_and_two_are_given_up_after_attaching() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).expect("opened");
+    let copy = directory.path().join("tssx-trace"); // the build directory may be closed to others
+    copy_program(TRACER, &copy);
+    let socket = directory.path().join("echo.sock");
+    let socket = socket.to_str().expect("UTF-8");
+    let server = server(socket, &[]);
+    let mut client = client(socket, &[]);
+    let recording = directory.path().join("recording.json");
+    let capabilities = "+bpf,+perfmon,+sys_ptrace,+dac_read_search,+checkpoint_restore";
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps", capabilities, "--ambient-caps", capabilities]);
+    command.arg(&copy).args(["discover", "--duration", "10m", "--record"]).arg(&recording).stdout(std::process::Stdio::null());
+    let mut tracer = Guarded::start(&mut command, false);
+    tracer.wait_for("attached");
+    assert_eq!(effective(tracer.pid()), READING);
+    exchange(&mut client, 300, 64);
+    let (code, errors) = stop(tracer);
+    assert_eq!(code, Some(0), "{errors}");
+    let (service, _) = service(&recording, socket);
+    assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(600), Some(600 * 64)));
+    // Of another user's processes, which only CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH show.
+    assert_eq!(service["servers"][0]["pid"], server.pid());
+    assert_eq!(service["clients"][0]["pid"], client.pid());
+}
+
+#[test]
+fn root_gives_up_what_only_attaching_needs() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let recording = directory.path().join("recording.json");
+    let tracer = tracer(&["discover", "--record", recording.to_str().expect("UTF-8")], &directory.path().join("table"));
+    assert_eq!(effective(tracer.pid()) & (BPF | PERFMON), 0);
+    assert_eq!(stop(tracer).0, Some(0));
+}
+
+#[test]
+fn two_tracers_at_once_do_not_disturb_each_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("echo.sock");
+    let socket = socket.to_str().expect("UTF-8");
+    let _server = server(socket, &[]);
+    let mut client = client(socket, &[]);
+    let files = ["first", "second"].map(|name| directory.path().join(name));
+    let [first, second] = files.each_ref().map(|file| {
+        let table = file.with_extension("table");
+        tracer(&["discover", "--record", file.to_str().expect("UTF-8")], &table)
+    });
+    exchange(&mut client, 200, 64);
+    let (code, errors) = stop(first);
+    assert_eq!(code, Some(0), "{errors}");
+    exchange(&mut client, 100, 64);
+    let (code, errors) = stop(second);
+    assert_eq!(code, Some(0), "{errors}");
+    for (file, calls) in files.iter().zip([400, 600]) {
+        let (service, recording) = service(file, socket);
+        assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(calls), Some(calls * 64)));
+        let cost = &recording["cost"];
+        assert!(cost["own_cpu_ms"].as_f64().is_some_and(|value| value > 0.0), "{cost}");
+        assert!(cost["map_bytes"].as_u64().is_some_and(|value| value > 4096), "{cost}");
+    }
+}
+
+#[test]
+fn processes_that_a_ring_of_one_page_had_no_room_for_are_counted_as_lost() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let recording = directory.path().join("recording.json");
+    let arguments = ["discover", "--ring-bytes", "4096", "--record", recording.to_str().expect("UTF-8")];
+    let tracer = tracer(&arguments, &directory.path().join("table"));
+    // Stopped, it does not empty the ring, which holds 256 processes of 16 bytes each.
+    tracer.signal(rustix::process::Signal::STOP);
+    const PROCESSES: u64 = 300;
+    let program = std::env::current_exe().expect("this program");
+    for _ in 0..PROCESSES {
+        let mut once = Command::new(&program);
+        once.args(["--exact", "talks_to_itself", "--quiet"]).stdout(std::process::Stdio::null());
+        assert!(once.status().expect("it starts").success());
+    }
+    tracer.signal(rustix::process::Signal::CONT);
+    let (code, errors) = stop(tracer);
+    assert_eq!(code, Some(3), "{errors}");
+    assert!(errors.contains("LOST") && errors.contains("--ring-bytes"), "{errors}");
+    let text = std::fs::read_to_string(&recording).expect("a recording");
+    let recording: Value = serde_json::from_str(&text).expect("JSON");
+    let untold = recording["losses"]["untold_processes"].as_u64().expect("a number");
+    assert!(untold >= PROCESSES - 256, "{untold}");
+    // The calls count all the same.
+    let calls: u64 = recording["unnamed"].as_array().expect("a list").iter().filter_map(|unnamed| unnamed["calls"].as_u64()).sum();
+    assert!(calls >= PROCESSES, "{calls}");
+    assert_eq!(recording["losses"]["map_full_calls"], 0);
+}
+
+/// What the processes of the test above do; on its own, a try of a socket pair.
+#[test]
+fn talks_to_itself() {
+    use std::io::{Read, Write};
+    let (mut one, mut other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    one.write_all(b"x").expect("sent");
+    assert_eq!(other.read(&mut [0; 8]).expect("received"), 1);
+}
