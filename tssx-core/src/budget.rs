@@ -14,12 +14,6 @@ pub fn limit(most: u64) {
     MOST.store(most, Relaxed);
 }
 
-/// Bytes of all segments that this process has mapped.
-#[must_use]
-pub fn mapped() -> u64 {
-    MAPPED.load(Relaxed)
-}
-
 /// Counts `bytes` more if the bound allows them. Threads that come at the same moment do not pass it together.
 pub(crate) fn claim(bytes: u64) -> bool {
     let most = MOST.load(Relaxed);

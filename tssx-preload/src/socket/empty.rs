@@ -106,7 +106,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     call.follow();
     let _guard = endpoint.lock(slot, Way::Rx);
     if let Some(byte) = woken(endpoint, slot, segment, alone) {
-        return lone::keep(call, byte);
+        return lone::keep(call, slot, byte);
     }
     if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited {
         call.interrupted = Some(errno);

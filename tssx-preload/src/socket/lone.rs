@@ -6,7 +6,7 @@
 //!
 //! But it can be interrupted. Between the kernel's taking the byte and our counting it a signal handler may use the same stream, or leave the
 //! receive by a jump; so the byte goes to a place that whoever takes the receiving lock next looks at, and counts what it finds there
-//! ([`account`]). And a handler may read up to the ring's end, or give the ring up, before the kernel restarts the receive: then what comes
+//! ([`LoneSleep::account`]). And a handler may read up to the ring's end, or give the ring up, before the kernel restarts the receive: then what comes
 //! is the program's, which [`doorbell::took_programs`] finds out by its position, and the receive keeps it.
 
 #![allow(unsafe_code, reason = "a place that the kernel writes to, and the caller's memory")]
@@ -36,7 +36,7 @@ const IDLE: u32 = 0;
 const ASLEEP: u32 = 1;
 /// It has taken a doorbell, which is counted.
 const DOORBELL: u32 = 2;
-/// It has taken a byte of the program's, which is counted.
+/// It has taken a byte of the program's, which the receive counts when it keeps it.
 const PROGRAMS: u32 = 3;
 
 /// The one sleep of an endpoint that takes its doorbell. Zero is the state without.
@@ -126,7 +126,9 @@ pub(super) fn may_begin(call: &Call<'_, '_>, rx: &Locked) -> bool {
 }
 
 /// The call keeps a byte of the program's that its sleep has taken, and goes on behind it.
-pub(super) fn keep(call: &mut Call<'_, '_>, byte: u8) -> Step {
+pub(super) fn keep(call: &mut Call<'_, '_>, slot: &Slot, byte: u8) -> Step {
+    slot.kernel_rx_bytes.fetch_add(1, Relaxed);
+    slot.kernel_rx_calls.fetch_add(1, Relaxed);
     // SAFETY: `walk` passes an address of the memory that the program has given for this very byte.
     call.got += call.parts.walk(0, 1, |to, length| unsafe {
         to.write(byte);
