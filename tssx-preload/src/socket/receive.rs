@@ -443,9 +443,13 @@ fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: C
 /// The producer waits for room that there is now: takes its junk out, if no doorbell that somebody needs is among it. Otherwise
 /// that is left to a later read.
 fn release(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
+    let needed = || holds_bytes(segment) && !nobody_waits(rx);
     let stale = doorbell::stale(rx.slot, segment);
+    if needed() {
+        return false; // and nobody is announced, which the next write would ring for
+    }
     announce_for_others(rx.endpoint, rx.slot, segment);
-    if holds_bytes(segment) && !nobody_waits(rx) {
+    if needed() {
         return false;
     }
     doorbell::take_doorbells(fd, rx.slot, segment, stale);
