@@ -4,11 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::filter::{Filter, Sort};
 use crate::names::SocketName;
 use crate::probe::ProbeOptions;
 use crate::recording::DEFAULT_PATH;
+use crate::report::Selection;
 use crate::watch::Window;
 
 /// Exit statuses, as documented in the help text.
@@ -54,12 +56,15 @@ pub(crate) enum Command {
     Run(RunArgs),
 }
 
+/// How long to watch where nothing else is asked for.
+const DEFAULT_DURATION: Duration = Duration::from_secs(5);
+
 /// The window and the probe.
 #[derive(Debug, Args)]
 pub(crate) struct WindowArgs {
-    /// How long to watch: 500ms, 5s, 2m; Ctrl-C ends it early and still reports
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
-    pub(crate) duration: Duration,
+    /// How long to watch: 500ms, 5s, 2m; Ctrl-C ends it early and still reports [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
     /// How many pairs of one socket and one process the kernel can count within the window
     #[arg(long, value_name = "N", default_value_t = tssx_ebpf::TRAFFIC_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub(crate) max_sockets: u32,
@@ -75,27 +80,80 @@ impl WindowArgs {
     /// The window, with that time between two looks for ledgers.
     pub(crate) fn window(&self, ledger_period: Duration) -> Window {
         let probe = ProbeOptions { max_sockets: self.max_sockets, log: self.kernel_log };
-        Window { duration: self.duration, ledger_period, probe }
+        Window { duration: Some(self.duration.unwrap_or(DEFAULT_DURATION)), ledger_period, probe }
     }
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Calls are sending calls of either end and bytes are what they sent, so each message counts once, where it was sent.
-Errors, end of file and MSG_PEEK do not count. Connections made before the start are found by name too.
+Errors, end of file and MSG_PEEK do not count. Connections made before the start are found by name too. Filters and order
+are those of the report: the recording always holds everything. `-`, in JSON null: not measured.
 
 Examples:
   sudo tssx-trace discover --duration 30s
-  sudo tssx-trace discover --json | jq '.services[] | select(.calls > 0) | .display'")]
+  sudo tssx-trace discover --follow --interval 2s --comm 'redis*' --sort rate
+  tssx-trace discover --from /run/tssx/discover.json --socket '/run/*' --sort connections
+  sudo tssx-trace discover --json | jq '.services[] | select(.calls > 0) | .display'
+  sudo tssx-trace discover --follow --format jsonl | jq 'select(.record == \"rate\") | .interval_calls'
+
+Exit status: 0 done; 1 could not do it; 3 some traffic could not be counted, in a replay too.")]
 pub(crate) struct DiscoverArgs {
     #[command(flatten)]
     pub(crate) window: WindowArgs,
     /// Write the recording here instead of to /run/tssx/discover.json
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
+    /// Print the report of this recording instead of watching; needs no privilege
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "duration", "follow", "interval", "max_sockets", "kernel_log"])]
+    pub(crate) from: Option<PathBuf>,
     /// Show sockets without a connection too
     #[arg(long)]
     pub(crate) all: bool,
+    /// How to print the report; --json is short for json
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Table, conflicts_with = "json")]
+    pub(crate) format: Format,
+    /// Show each interval as it ends, until Ctrl-C or the end of --duration, then the report of the whole time
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) follow: bool,
+    /// Length of an interval of --follow
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration, requires = "follow")]
+    pub(crate) interval: Duration,
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// Order of the report, the largest first [default: bytes, with --follow rate]
+    #[arg(long, value_enum, value_name = "ORDER")]
+    pub(crate) sort: Option<Sort>,
+}
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// One document
+    Json,
+    /// One document on each line: the window, then each socket; with --follow each interval too
+    Jsonl,
+}
+
+impl DiscoverArgs {
+    /// The format, by either option.
+    pub(crate) fn format(&self) -> Format {
+        if self.window.json { Format::Json } else { self.format }
+    }
+
+    /// What to watch: with --follow without an end unless one is given.
+    pub(crate) fn window(&self, ledger_period: Duration) -> Window {
+        let window = self.window.window(ledger_period);
+        if self.follow { Window { duration: self.window.duration, ..window } } else { window }
+    }
+
+    /// What to show, in the order for this report.
+    pub(crate) fn selection(&self) -> Selection {
+        let sort = self.sort.unwrap_or(if self.follow { Sort::Rate } else { Sort::Bytes });
+        Selection { filter: self.filter.clone(), sort }
+    }
 }
 
 #[derive(Debug, Args)]

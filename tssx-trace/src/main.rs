@@ -4,7 +4,8 @@
 //! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs (after [`preflight`]
 //! has looked for what is missing), [`inventory`] lists the host's sockets, [`ledgers`] reads the preload library's
 //! statistics and [`processes`] looks at who holds what. [`join`] puts the four together by socket cookie; the
-//! subcommand turns that into a table ([`output`]) and a [`recording`]. `suggest` starts from the recording alone.
+//! subcommand turns that into a [`recording`], and the recording into a [`report`] of what its [`filter`] admits, for the
+//! [`screen`] or for programs. `suggest`, and `discover --from`, start from the recording alone.
 //!
 //! Architecture invariant: only `probe` and `preflight` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
@@ -12,7 +13,9 @@
 mod cli;
 mod commands;
 mod env_file;
+mod filter;
 mod hit_rate;
+mod identity;
 mod inventory;
 mod join;
 mod ledger_scan;
@@ -25,6 +28,8 @@ mod preflight;
 mod probe;
 mod processes;
 mod recording;
+mod report;
+mod screen;
 mod watch;
 
 use std::process::ExitCode;

@@ -7,10 +7,13 @@ use std::path::PathBuf;
 
 use procfs::process::{FDTarget, Process};
 
+use crate::identity::Identity;
+
 /// Every process that could be looked at, and the sockets it holds.
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
     names: HashMap<u32, String>,
+    identities: HashMap<u32, Identity>,
     holders: HashMap<u64, BTreeSet<u32>>,
 }
 
@@ -39,10 +42,11 @@ impl Processes {
         self.holders.get(&inode).into_iter().flatten().copied()
     }
 
-    /// Keeps the name of a process for the time when it is gone.
+    /// Keeps name and owner of a process for the time when it is gone.
     pub(crate) fn remember(&mut self, pid: u32) {
         if let Some(name) = command_name(pid) {
             self.names.insert(pid, name);
+            self.identities.insert(pid, Identity::of(pid));
         }
     }
 
@@ -58,6 +62,11 @@ impl Processes {
     /// The process's name, if it was seen alive.
     pub(crate) fn name(&self, pid: u32) -> Option<&str> {
         self.names.get(&pid).map(String::as_str)
+    }
+
+    /// Whose the process is and where it runs, if it was seen alive.
+    pub(crate) fn identity(&self, pid: u32) -> Option<&Identity> {
+        self.identities.get(&pid)
     }
 }
 

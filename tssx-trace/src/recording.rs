@@ -19,15 +19,28 @@ use crate::names::SocketName;
 pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";
 /// What the file says it is.
 const FORMAT: &str = "tssx-trace discover";
+/// The same for a report, which is a recording with something left out and in another order.
+const REPORT_FORMAT: &str = "tssx-trace discover report";
 /// Version of the layout; raised when a field changes its meaning or goes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A larger file is no recording.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// One window of `discover`.
+/// One window of `discover`: everything that a report needs, so that a replay prints what the live run printed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Recording {
-    /// Always [`FORMAT`].
+    #[serde(flatten)]
+    pub(crate) head: Head,
+    /// Every named socket.
+    pub(crate) services: Vec<ServiceRecord>,
+    /// All connections without a name: socket pairs, and those that closed before their name was seen.
+    pub(crate) unnamed: Vec<ServiceRecord>,
+}
+
+/// What holds for the window as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// [`FORMAT`], or [`REPORT_FORMAT`].
     format: String,
     /// Always [`VERSION`].
     version: u32,
@@ -45,10 +58,17 @@ pub(crate) struct Recording {
     pub(crate) losses: Losses,
     /// Network namespaces whose sockets have no names here because they could not be entered.
     pub(crate) closed_namespaces: usize,
-    /// Every named socket.
-    pub(crate) services: Vec<ServiceRecord>,
-    /// All connections without a name: socket pairs, and those that closed before their name was seen.
-    pub(crate) unnamed: Vec<ServiceRecord>,
+    pub(crate) tracer: TracerRecord,
+}
+
+/// What the measurement itself took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TracerRecord {
+    /// CPU time of this process in microseconds, user and system, from its start to the end of the window. The kernel programs
+    /// run in the traced programs' time and are not in it.
+    pub(crate) cpu_us: u64,
+    /// Pairs of one socket and one process that the kernel had room for.
+    pub(crate) max_sockets: u32,
 }
 
 /// All connections of one socket name within the window.
@@ -68,33 +88,44 @@ pub(crate) struct ServiceRecord {
     /// Of these, how many a library had selected, and how many had moved bytes through a ring.
     pub(crate) selected: u64,
     pub(crate) accelerated: u64,
-    /// Sending calls of both ends: each message counts once, where it was sent.
-    pub(crate) calls: u64,
-    /// Bytes of both directions, each counted once.
-    pub(crate) bytes: u64,
-    /// Of `calls` and `bytes`, what went through rings instead of the kernel.
-    pub(crate) ring_calls: u64,
-    pub(crate) ring_bytes: u64,
+    /// Sending calls of both ends: each message counts once, where it was sent. `None`: this mode does not count, or nothing
+    /// was counted while something was lost.
+    pub(crate) calls: Option<u64>,
+    /// Bytes of both directions, each counted once. `None` likewise.
+    pub(crate) bytes: Option<u64>,
+    /// Of `calls` and `bytes`, what went through rings instead of the kernel. `None`: no ledger speaks of these connections.
+    pub(crate) ring_calls: Option<u64>,
+    pub(crate) ring_bytes: Option<u64>,
     pub(crate) client_to_server: FlowRecord,
     pub(crate) server_to_client: FlowRecord,
 }
 
-/// One direction of a service.
+/// One direction of a service. `None` as in [`ServiceRecord::calls`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FlowRecord {
     /// Calls that sent at least one byte, by kernel socket or ring.
-    pub(crate) send_calls: u64,
-    pub(crate) sent_bytes: u64,
+    pub(crate) send_calls: Option<u64>,
+    pub(crate) sent_bytes: Option<u64>,
     /// Calls that received at least one byte; peeks not counted.
-    pub(crate) receive_calls: u64,
-    pub(crate) received_bytes: u64,
+    pub(crate) receive_calls: Option<u64>,
+    pub(crate) received_bytes: Option<u64>,
 }
 
-/// A process by number and name.
+impl FlowRecord {
+    /// Counted, and nothing there.
+    pub(crate) const ZERO: Self =
+        Self { send_calls: Some(0), sent_bytes: Some(0), receive_calls: Some(0), received_bytes: Some(0) };
+}
+
+/// A process by number, name and owner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct ProcessRecord {
     pub(crate) pid: u32,
     pub(crate) name: String,
+    /// Effective user; `None` where it was gone before it could be asked.
+    pub(crate) uid: Option<u32>,
+    /// Path of its control group, which names its container; `None` where it was gone, or the host has none.
+    pub(crate) cgroup: Option<String>,
 }
 
 /// The first process and how many more.
@@ -109,15 +140,23 @@ pub(crate) fn summary(list: &[ProcessRecord]) -> String {
 impl ServiceRecord {
     /// Mean bytes of a sending call, `None` without calls.
     pub(crate) fn mean_size(&self) -> Option<f64> {
-        (self.calls > 0).then(|| self.bytes as f64 / self.calls as f64)
+        let (calls, bytes) = (self.calls?, self.bytes?);
+        (calls > 0).then(|| bytes as f64 / calls as f64)
+    }
+}
+
+impl Head {
+    /// The head of a report on this recording.
+    pub(crate) fn as_report(&self) -> Self {
+        Self { format: REPORT_FORMAT.into(), ..self.clone() }
     }
 }
 
 impl Recording {
     /// A recording of now, with no services yet.
-    pub(crate) fn new(window_ms: u64, losses: Losses) -> Self {
+    pub(crate) fn new(window_ms: u64, losses: Losses, max_sockets: u32) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self {
+        let head = Head {
             format: FORMAT.into(),
             version: VERSION,
             recorded_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
@@ -127,14 +166,14 @@ impl Recording {
             interrupted: false,
             losses,
             closed_namespaces: 0,
-            services: Vec::new(),
-            unnamed: Vec::new(),
-        }
+            tracer: TracerRecord { cpu_us: own_cpu_us(), max_sockets },
+        };
+        Self { head, services: Vec::new(), unnamed: Vec::new() }
     }
 
     /// A count of the window as a rate per second.
     pub(crate) fn per_second(&self, count: u64) -> f64 {
-        count as f64 * 1000.0 / self.window_ms.max(1) as f64
+        count as f64 * 1000.0 / self.head.window_ms.max(1) as f64
     }
 
     /// The file's text.
@@ -201,6 +240,12 @@ impl Recording {
     }
 }
 
+/// CPU time of this process until now, microseconds.
+fn own_cpu_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1000
+}
+
 /// Makes the default directory, or checks that the one that is there can be trusted.
 fn prepare_default_directory(directory: &Path) -> anyhow::Result<()> {
     let shown = directory.display();
@@ -223,22 +268,22 @@ mod tests {
     use super::*;
 
     fn sample() -> Recording {
-        let mut recording = Recording::new(5000, Losses::default());
+        let mut recording = Recording::new(5000, Losses::default(), 8);
         recording.services.push(ServiceRecord {
             name: Some(SocketName::Path(b"/run/\xff x".to_vec())),
             display: String::from("/run/\\xff x"),
             absolute: None,
             kind: Kind::Stream,
-            servers: vec![ProcessRecord { pid: 1, name: "a".into() }],
+            servers: vec![ProcessRecord { pid: 1, name: "a".into(), uid: Some(0), cgroup: None }],
             clients: vec![],
             connections: 1,
             selected: 0,
             accelerated: 0,
-            calls: 3,
-            bytes: 192,
-            ring_calls: 0,
-            ring_bytes: 0,
-            client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
+            calls: Some(3),
+            bytes: Some(192),
+            ring_calls: None,
+            ring_bytes: None,
+            client_to_server: FlowRecord { send_calls: Some(3), sent_bytes: Some(192), ..FlowRecord::default() },
             server_to_client: FlowRecord::default(),
         });
         recording
@@ -250,7 +295,11 @@ mod tests {
         let path = directory.path().join("recording.json");
         sample().save(Some(&path)).expect("saved");
         let back = Recording::load(&path).expect("loaded");
-        assert_eq!(Recording { recorded_unix_ms: 0, ..back }, Recording { recorded_unix_ms: 0, ..sample() });
+        let still = |mut recording: Recording| {
+            (recording.head.recorded_unix_ms, recording.head.tracer.cpu_us) = (0, 0); // differ from one call of sample() to the next
+            recording
+        };
+        assert_eq!(still(back), still(sample()));
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o644);
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 1, "no temporary file stays");
     }
@@ -270,7 +319,7 @@ mod tests {
     #[test]
     fn other_versions_and_other_files_are_refused_by_name() {
         let text = sample().to_json().expect("text");
-        let newer = text.replace("\"version\": 1", "\"version\": 99");
+        let newer = text.replace("\"version\": 2", "\"version\": 99");
         assert!(format!("{:#}", Recording::parse(&newer).expect_err("refused")).contains("version is 99"));
         assert!(Recording::parse("{}").is_err());
         assert!(Recording::parse("not json").is_err());

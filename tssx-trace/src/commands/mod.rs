@@ -1,6 +1,7 @@
 //! One file for each subcommand; each gives the exit status.
 
 pub(crate) mod discover;
+mod follow;
 pub(crate) mod run;
 pub(crate) mod suggest;
 pub(crate) mod verify;
