@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, client, exchange, server, stop, tracer};
+use common::{DEADLINE, assert_own_traffic_counted, client, exchange, server, stop, tracer};
 use serde_json::Value;
 
 /// Requests before the window: enough for a connection to be upgraded.
@@ -53,7 +53,7 @@ fn ring_traffic_is_counted_exactly_and_shown_beside_a_plain_connection() {
     exchange(&mut plain_client, COUNT, SIZE);
     servers[0].await_rest();
     let (code, errors) = stop(tracer);
-    assert_eq!(code, Some(0), "{errors}");
+    assert_own_traffic_counted(code, &errors);
 
     let service_of = |socket: &str| service(&recording, socket);
     let one = service_of(&fast);
@@ -105,9 +105,10 @@ fn a_followed_ring_has_rates_in_each_interval_in_which_it_moved() {
         }
     }
     let (code, errors) = stop(tracer);
-    assert_eq!(code, Some(0), "{errors}");
+    assert_own_traffic_counted(code, &errors);
     let all = rates();
-    let moved: u64 = all.iter().map(|rate| rate["interval_bytes"].as_u64().expect("a number")).sum();
+    // Null only before the first byte, where others' losses forbid to say zero.
+    let moved: u64 = all.iter().filter_map(|rate| rate["interval_bytes"].as_u64()).sum();
     assert_eq!(moved, 3 * TOTAL, "{all:#?}");
     assert_eq!(service(&recording, &socket)["ring_bytes"], 3 * TOTAL);
 }

@@ -115,7 +115,8 @@ impl Course {
     /// another service: that is no traffic.
     fn recent(&self, service: &ServiceRecord, time_ms: u64) -> Recent {
         let (calls, bytes) = self.before.get(&key(service)).copied().unwrap_or((Some(0), Some(0)));
-        let grew = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
+        // `None` before: none had been counted, while something was lost. What there is now came since.
+        let grew = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before.unwrap_or(0)));
         Recent { calls: grew(service.calls, calls), bytes: grew(service.bytes, bytes), time_ms }
     }
 }
