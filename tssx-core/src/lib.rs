@@ -17,6 +17,7 @@ pub mod budget;
 pub mod clock;
 pub mod diag;
 pub mod doorbell;
+pub mod glob;
 pub mod in_flight;
 pub mod layout;
 pub mod ledger;

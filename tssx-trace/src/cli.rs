@@ -4,12 +4,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::filter::{Filter, Sort};
 use crate::mode::{Wanted, parse_wanted};
 use crate::names::SocketName;
 use crate::probe::ProbeOptions;
 use crate::recording::DEFAULT_PATH;
+use crate::report::Selection;
 use crate::watch::Window;
 
 /// Exit statuses, as documented in the help text.
@@ -45,11 +47,11 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Watch every Unix socket of this host: who talks to whom, how much, how (needs root)
+    /// Watch every Unix socket of this host: who talks to whom, how much, how (needs root, or what doctor names)
     Discover(DiscoverArgs),
     /// Propose USE_TSSX for the sockets that gain, from a recording; prints an environment file
     Suggest(SuggestArgs),
-    /// Measure the fast-path hit rate of each selected socket, and the reason of each miss (needs root)
+    /// Measure the fast-path hit rate of each selected socket, and the reason of each miss (needs root, or what doctor names)
     Verify(VerifyArgs),
     /// Start a command with the library and a selection of sockets
     Run(RunArgs),
@@ -68,12 +70,15 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
+/// How long to watch where nothing else is asked for.
+const DEFAULT_DURATION: Duration = Duration::from_secs(5);
+
 /// The window and the probe.
 #[derive(Debug, Args)]
 pub(crate) struct WindowArgs {
-    /// How long to watch: 500ms, 5s, 2m; Ctrl-C ends it early and still reports
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
-    pub(crate) duration: Duration,
+    /// How long to watch: 500ms, 5s, 2m; Ctrl-C ends it early and still reports [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
     /// How to measure: auto takes the first of tp_btf, fexit, syscalls and snapshots that works here (see `tssx-trace doctor`)
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = parse_wanted)]
     pub(crate) mode: Wanted,
@@ -101,30 +106,83 @@ impl WindowArgs {
             ring_bytes: self.ring_bytes,
             log: self.kernel_log,
         };
-        Window { duration: self.duration, ledger_period, probe }
+        Window { duration: Some(self.duration.unwrap_or(DEFAULT_DURATION)), ledger_period, probe }
     }
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Calls are sending calls of either end and bytes are what they sent, so each message counts once, where it was sent.
-Errors, end of file and MSG_PEEK do not count. Connections made before the start are found by name too.
+Errors, end of file and MSG_PEEK do not count. Connections made before the start are found by name too. Filters and order
+are those of the report: the recording always holds everything. `-`, in JSON null: not measured.
 
 Examples:
   sudo tssx-trace discover --duration 30s
-  sudo tssx-trace discover --json | jq '.services[] | select(.calls > 0) | .display'")]
+  sudo tssx-trace discover --follow --interval 2s --comm 'redis*' --sort rate
+  tssx-trace discover --from /run/tssx/discover.json --socket '/run/*' --sort connections
+  sudo tssx-trace discover --json | jq '.services[] | select(.calls > 0) | .display'
+  sudo tssx-trace discover --follow --format jsonl | jq 'select(.record == \"rate\") | .interval_calls'
+
+Exit status: 0 done; 1 could not do it; 3 some traffic could not be counted, in a replay too.")]
 pub(crate) struct DiscoverArgs {
     #[command(flatten)]
     pub(crate) window: WindowArgs,
     /// Write the recording here instead of to /run/tssx/discover.json
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
+    /// Print the report of this recording instead of watching; needs no privilege
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "duration", "follow", "interval", "mode", "max_sockets", "ring_bytes", "pairs", "kernel_log"])]
+    pub(crate) from: Option<PathBuf>,
     /// Show sockets without a connection too
     #[arg(long)]
     pub(crate) all: bool,
     /// List each connection in the recording and the JSON: who called at each end, and whether its bytes balance
     #[arg(long)]
     pub(crate) pairs: bool,
+    /// How to print the report; --json is short for json
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Table, conflicts_with = "json")]
+    pub(crate) format: Format,
+    /// Show each interval as it ends, until Ctrl-C or the end of --duration, then the report of the whole time
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) follow: bool,
+    /// Length of an interval of --follow
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration, requires = "follow")]
+    pub(crate) interval: Duration,
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// Order of the report, the largest first [default: bytes, with --follow rate]
+    #[arg(long, value_enum, value_name = "ORDER")]
+    pub(crate) sort: Option<Sort>,
+}
+
+/// How a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// One document
+    Json,
+    /// One document on each line: the window, then each socket; with --follow each interval too
+    Jsonl,
+}
+
+impl DiscoverArgs {
+    /// The format, by either option.
+    pub(crate) fn format(&self) -> Format {
+        if self.window.json { Format::Json } else { self.format }
+    }
+
+    /// What to watch: with --follow without an end unless one is given.
+    pub(crate) fn window(&self, ledger_period: Duration) -> Window {
+        let window = self.window.window(ledger_period, false);
+        if self.follow { Window { duration: self.window.duration, ..window } } else { window }
+    }
+
+    /// What to show, in the order for this report.
+    pub(crate) fn selection(&self) -> Selection {
+        let sort = self.sort.unwrap_or(if self.follow { Sort::Rate } else { Sort::Bytes });
+        Selection { filter: self.filter.clone(), sort }
+    }
 }
 
 #[derive(Debug, Args)]

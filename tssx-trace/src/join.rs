@@ -396,13 +396,20 @@ pub(crate) fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Optio
     servers.iter().find_map(|pid| absolute_path(*pid, path)).map(SocketName::Path)
 }
 
-/// Numbers and names of processes; of one that is gone, the name that the kernel programs saw.
+/// Numbers, names and owners of processes; of one that is gone, the name that the kernel programs saw.
 pub(crate) fn describe(seen: &Observation, pids: &BTreeSet<u32>) -> Vec<ProcessRecord> {
     let comm = |pid: u32| seen.traffic.iter().find(|record| record.pid == pid).map(|record| record.comm.as_str());
     pids.iter()
         .map(|pid| {
             let name = seen.processes.name(*pid).or_else(|| comm(*pid)).unwrap_or("?");
-            ProcessRecord { pid: *pid, name: name.to_owned(), group: seen.processes.group(*pid).cloned() }
+            let identity = seen.processes.identity(*pid);
+            ProcessRecord {
+                pid: *pid,
+                name: name.to_owned(),
+                uid: identity.and_then(|identity| identity.uid),
+                container: identity.and_then(|identity| identity.container.clone()),
+                cgroup: identity.and_then(|identity| identity.cgroup.clone()),
+            }
         })
         .collect()
 }

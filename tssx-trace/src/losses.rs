@@ -17,10 +17,8 @@ pub(crate) struct Losses {
     pub(crate) refused_calls: u64,
     pub(crate) refused_bytes: u64,
     /// Calls of which the system-call programs could not tell the socket or the bytes.
-    #[serde(default)]
     pub(crate) unreadable_calls: u64,
     /// Processes of which the kernel's ring buffer had no room to tell: those that lived a moment may have no name.
-    #[serde(default)]
     pub(crate) untold_processes: u64,
     /// Events that the kernel did not hand to the programs because one was already running on that CPU.
     pub(crate) missed_events: u64,
@@ -31,7 +29,6 @@ pub(crate) struct Losses {
     /// Selected connections whose socket the ledger does not name, and no list of sockets knew.
     pub(crate) unplaced_connections: u64,
     /// Sockets of whose names the kernel programs could not tell, because the ring buffer was full.
-    #[serde(default)]
     pub(crate) untold_sockets: u64,
     /// Ledgers that were found and not believed.
     pub(crate) refused_ledgers: u64,

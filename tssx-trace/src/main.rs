@@ -4,21 +4,23 @@
 //! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs of the best [`mode`] that works
 //! (after [`preflight`] has looked for what is missing, at offsets from [`kernel_types`], those of names by [`shape`]),
 //! [`inventory`] lists the host's sockets with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what, and
-//! [`cgroups`] in which container. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
-//! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a table
-//! ([`output`]) and a [`recording`]. `suggest` starts from the recording alone.
+//! by [`identity`] and [`container`] whose it is and where it runs. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
+//! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a [`recording`], and the recording into a
+//! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from the recording alone.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
 
 mod capabilities;
-mod cgroups;
 mod cli;
 mod commands;
+mod container;
 mod cost;
 mod env_file;
 mod evidence;
+mod filter;
 mod hit_rate;
+mod identity;
 mod inventory;
 mod join;
 mod kernel_types;
@@ -39,9 +41,10 @@ mod privileges;
 mod probe;
 mod processes;
 mod recording;
+mod report;
+mod screen;
 mod shape;
 mod unix_diag;
-mod unmeasured;
 mod watch;
 
 use std::process::ExitCode;

@@ -9,10 +9,18 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 /// # Errors
 /// Where standard output cannot be written; a reader that went away is no error.
 pub(crate) fn result(text: &str) -> io::Result<()> {
+    try_result(text).map(|_| ())
+}
+
+/// The same, and whether there is still a reader.
+///
+/// # Errors
+/// As [`result`].
+pub(crate) fn try_result(text: &str) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

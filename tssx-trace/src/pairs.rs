@@ -29,15 +29,17 @@ pub(crate) struct EndRecord {
     pub(crate) callers: BTreeSet<u32>,
     /// Processes that were seen with a descriptor of it and made no call that counts.
     pub(crate) holders: BTreeSet<u32>,
-    pub(crate) send_calls: u64,
-    pub(crate) receive_calls: u64,
+    /// `None`: this mode does not count.
+    pub(crate) send_calls: Option<u64>,
+    pub(crate) receive_calls: Option<u64>,
 }
 
 /// Kernel bytes of one direction: `sent + queued_before - received - queued_after` is 0 where nothing is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BalanceRecord {
-    pub(crate) sent: u64,
-    pub(crate) received: u64,
+    /// `None`: this mode does not count.
+    pub(crate) sent: Option<u64>,
+    pub(crate) received: Option<u64>,
     /// Bytes in the receiver's queue when the window began.
     pub(crate) queued_before: u64,
     /// Bytes there when the window ended; `None` if the receiver's socket was gone.
@@ -75,8 +77,9 @@ pub(crate) struct ConservationRecord {
 }
 
 impl BalanceRecord {
-    fn new(inventory: &Inventory, is_judged: bool, from: &End, to: &End) -> Self {
-        let (sent, received) = (from.kernel.tx_bytes, to.kernel.rx_bytes);
+    fn new(inventory: &Inventory, counted: bool, kind: Kind, from: &End, to: &End) -> Self {
+        let is_judged = counted && matches!(kind, Kind::Stream | Kind::Seqpacket);
+        let (sent, received) = (counted.then_some(from.kernel.tx_bytes), counted.then_some(to.kernel.rx_bytes));
         let queued_before = inventory.socket(to.cookie).map_or(0, |info| info.queued_before);
         let queued_after = inventory.queued(to.cookie);
         let mut balance = Self { sent, received, queued_before, queued_after, state: BalanceState::NotMeasured };
@@ -95,7 +98,8 @@ impl BalanceRecord {
     /// Bytes that are not accounted for; negative if more was received than could be.
     fn rest(&self) -> i128 {
         let sum = |one: u64, other: u64| i128::from(one) + i128::from(other);
-        sum(self.sent, self.queued_before) - sum(self.received, self.queued_after.unwrap_or(0))
+        let [sent, received, queued_after] = [self.sent, self.received, self.queued_after].map(|bytes| bytes.unwrap_or(0));
+        sum(sent, self.queued_before) - sum(received, queued_after)
     }
 }
 
@@ -103,23 +107,22 @@ impl PairRecord {
     /// `counted` is whether the kernel's traffic was counted at all.
     pub(crate) fn new(inventory: &Inventory, counted: bool, connection: &Connection) -> Self {
         let Connection { server, client, kind, .. } = connection;
-        let is_judged = counted && matches!(kind, Kind::Stream | Kind::Seqpacket);
         Self {
-            server: end(server),
-            client: end(client),
-            client_to_server: BalanceRecord::new(inventory, is_judged, client, server),
-            server_to_client: BalanceRecord::new(inventory, is_judged, server, client),
+            server: end(counted, server),
+            client: end(counted, client),
+            client_to_server: BalanceRecord::new(inventory, counted, *kind, client, server),
+            server_to_client: BalanceRecord::new(inventory, counted, *kind, server, client),
         }
     }
 }
 
-fn end(end: &End) -> EndRecord {
+fn end(counted: bool, end: &End) -> EndRecord {
     EndRecord {
         cookie: end.cookie,
         callers: end.callers.clone(),
         holders: end.pids.difference(&end.callers).copied().collect(),
-        send_calls: end.kernel.tx_calls,
-        receive_calls: end.kernel.rx_calls,
+        send_calls: counted.then_some(end.kernel.tx_calls),
+        receive_calls: counted.then_some(end.kernel.rx_calls),
     }
 }
 
@@ -163,6 +166,7 @@ mod tests {
     use super::*;
 
     fn balance(sent: u64, received: u64, queued_before: u64, queued_after: Option<u64>) -> BalanceRecord {
+        let (sent, received) = (Some(sent), Some(received));
         BalanceRecord { sent, received, queued_before, queued_after, state: BalanceState::NotMeasured }
     }
 
@@ -175,7 +179,8 @@ mod tests {
 
     #[test]
     fn one_direction_that_contradicts_itself_makes_the_connection_unbalanced() {
-        let end = || EndRecord { cookie: 1, callers: BTreeSet::new(), holders: BTreeSet::new(), send_calls: 0, receive_calls: 0 };
+        let end =
+            || EndRecord { cookie: 1, callers: BTreeSet::new(), holders: BTreeSet::new(), send_calls: None, receive_calls: None };
         let with = |state| BalanceRecord { state, ..balance(5, 2, 0, None) };
         let pair = |to_server, to_client| PairRecord {
             server: end(),

@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use procfs::process::{FDTarget, Process};
 
-use crate::cgroups::{self, Group};
+use crate::identity::Identity;
 
 /// Every process that could be looked at, and the sockets it holds.
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
     names: HashMap<u32, String>,
-    groups: HashMap<u32, Group>,
+    identities: HashMap<u32, Identity>,
     holders: HashMap<u64, BTreeSet<u32>>,
 }
 
@@ -39,11 +39,11 @@ impl Processes {
         self.holders.get(&inode).into_iter().flatten().copied()
     }
 
-    /// Keeps the name and the control group of a process for the time when it is gone.
+    /// Keeps name and owner of a process for the time when it is gone.
     pub(crate) fn remember(&mut self, pid: u32) {
         if let Some(name) = command_name(pid) {
             self.names.insert(pid, name);
-            self.groups.extend(cgroups::of(pid).map(|group| (pid, group)));
+            self.identities.insert(pid, Identity::of(pid));
         }
     }
 
@@ -61,9 +61,9 @@ impl Processes {
         self.names.get(&pid).map(String::as_str)
     }
 
-    /// The process's control group, if it was seen alive.
-    pub(crate) fn group(&self, pid: u32) -> Option<&Group> {
-        self.groups.get(&pid)
+    /// Whose the process is and where it runs, if it was seen alive.
+    pub(crate) fn identity(&self, pid: u32) -> Option<&Identity> {
+        self.identities.get(&pid)
     }
 }
 

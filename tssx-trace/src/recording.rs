@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroups::Group;
 use crate::cost::Cost;
 use crate::evidence::Evidence;
 use crate::inventory::Kind;
@@ -21,21 +20,33 @@ use crate::names::SocketName;
 use crate::pairs::{ConservationRecord, PairRecord};
 use crate::places::FileRecord;
 use crate::probe::Refusal;
-use crate::unmeasured;
 
 /// Where `discover` leaves its recording and `suggest` looks for it. `/run` belongs to root: nobody can plant a link.
 pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";
 /// What the file says it is.
 const FORMAT: &str = "tssx-trace discover";
+/// The same for a report, which is a recording with something left out and in another order.
+const REPORT_FORMAT: &str = "tssx-trace discover report";
 /// Version of the layout; raised when a field changes its meaning or goes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A larger file is no recording.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// One window of `discover`.
+/// One window of `discover`: everything that a report needs, so that a replay prints what the live run printed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Recording {
-    /// Always [`FORMAT`].
+    #[serde(flatten)]
+    pub(crate) head: Head,
+    /// Every named socket.
+    pub(crate) services: Vec<ServiceRecord>,
+    /// All connections without a name: socket pairs, and those that closed before their name was seen.
+    pub(crate) unnamed: Vec<ServiceRecord>,
+}
+
+/// What holds for the window as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// [`FORMAT`], or [`REPORT_FORMAT`].
     format: String,
     /// Always [`VERSION`].
     version: u32,
@@ -46,10 +57,8 @@ pub(crate) struct Recording {
     /// How the traffic was measured.
     pub(crate) mode: String,
     /// What that mode cannot see, one sentence each.
-    #[serde(default)]
     pub(crate) mode_limits: Vec<String>,
     /// The better modes that do not work on that machine, and why.
-    #[serde(default)]
     pub(crate) refused_modes: Vec<Refusal>,
     /// Length of the window in milliseconds; every rate is a count divided by it.
     pub(crate) window_ms: u64,
@@ -58,17 +67,19 @@ pub(crate) struct Recording {
     /// What could not be counted.
     pub(crate) losses: Losses,
     /// Whether sent, received and queued bytes agree.
-    #[serde(default)]
     pub(crate) conservation: ConservationRecord,
     /// What watching itself cost.
-    #[serde(default)]
     pub(crate) cost: Cost,
     /// Network namespaces whose sockets have no names here because they could not be entered.
     pub(crate) closed_namespaces: usize,
-    /// Every named socket.
-    pub(crate) services: Vec<ServiceRecord>,
-    /// All connections without a name: socket pairs, and those that closed before their name was seen.
-    pub(crate) unnamed: Vec<ServiceRecord>,
+    pub(crate) tracer: TracerRecord,
+}
+
+/// What the measurement had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TracerRecord {
+    /// Pairs of one socket and one process that the kernel had room for.
+    pub(crate) max_sockets: u32,
 }
 
 /// All connections of one socket name within the window.
@@ -80,8 +91,9 @@ pub(crate) struct ServiceRecord {
     pub(crate) display: String,
     /// The name with the server's working directory before it, where it was relative and the file is there.
     pub(crate) absolute: Option<SocketName>,
+    /// Network namespace of an abstract name, by inode.
+    pub(crate) network: Option<u64>,
     /// The socket file of a path, where it is known.
-    #[serde(default)]
     pub(crate) file: Option<FileRecord>,
     pub(crate) kind: Kind,
     pub(crate) servers: Vec<ProcessRecord>,
@@ -89,50 +101,57 @@ pub(crate) struct ServiceRecord {
     /// Connections that existed within the window.
     pub(crate) connections: u64,
     /// Connections that waited to be accepted when the window ended; `None` if nobody listened then.
-    #[serde(default)]
     pub(crate) waiting: Option<u64>,
     /// Of the connections, how many a library had selected, and how many had moved bytes through a ring.
     pub(crate) selected: u64,
     pub(crate) accelerated: u64,
-    /// Sending calls of both ends: each message counts once, where it was sent.
-    pub(crate) calls: u64,
-    /// Bytes of both directions, each counted once.
-    pub(crate) bytes: u64,
-    /// Of `calls` and `bytes`, what went through rings instead of the kernel.
-    pub(crate) ring_calls: u64,
-    pub(crate) ring_bytes: u64,
+    /// Sending calls of both ends: each message counts once, where it was sent. `None`: this mode does not count, or nothing
+    /// was counted while something was lost.
+    pub(crate) calls: Option<u64>,
+    /// Bytes of both directions, each counted once. `None` likewise.
+    pub(crate) bytes: Option<u64>,
+    /// Of `calls` and `bytes`, what went through rings instead of the kernel. `None`: no ledger speaks of these connections.
+    pub(crate) ring_calls: Option<u64>,
+    pub(crate) ring_bytes: Option<u64>,
     /// Bytes that were sent and not yet received when the window ended; `None` if no list of sockets told.
-    #[serde(default)]
     pub(crate) queued_bytes: Option<u64>,
     pub(crate) client_to_server: FlowRecord,
     pub(crate) server_to_client: FlowRecord,
     /// What else the kernel showed of its connections; `None` if traffic was not measured.
-    #[serde(default)]
     pub(crate) evidence: Option<Evidence>,
     /// Each connection; only with `--pairs`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) pairs: Vec<PairRecord>,
 }
 
-/// One direction of a service.
+/// One direction of a service. `None` as in [`ServiceRecord::calls`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FlowRecord {
     /// Calls that sent at least one byte, by kernel socket or ring.
-    pub(crate) send_calls: u64,
-    pub(crate) sent_bytes: u64,
+    pub(crate) send_calls: Option<u64>,
+    pub(crate) sent_bytes: Option<u64>,
     /// Calls that received at least one byte; peeks not counted.
-    pub(crate) receive_calls: u64,
-    pub(crate) received_bytes: u64,
+    pub(crate) receive_calls: Option<u64>,
+    pub(crate) received_bytes: Option<u64>,
 }
 
-/// A process by number and name.
+impl FlowRecord {
+    /// Counted, and nothing there.
+    pub(crate) const ZERO: Self =
+        Self { send_calls: Some(0), sent_bytes: Some(0), receive_calls: Some(0), received_bytes: Some(0) };
+}
+
+/// A process by number, name and owner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct ProcessRecord {
     pub(crate) pid: u32,
     pub(crate) name: String,
-    /// Where it is, if it was seen alive.
-    #[serde(default, flatten)]
-    pub(crate) group: Option<Group>,
+    /// Effective user; `None` where it was gone before it could be asked.
+    pub(crate) uid: Option<u32>,
+    /// Path of its control group, which names its container; `None` where it was gone, or the host has none.
+    pub(crate) cgroup: Option<String>,
+    /// Id or name of the container that the control group is made for.
+    pub(crate) container: Option<String>,
 }
 
 /// The first process and how many more.
@@ -147,15 +166,28 @@ pub(crate) fn summary(list: &[ProcessRecord]) -> String {
 impl ServiceRecord {
     /// Mean bytes of a sending call, `None` without calls.
     pub(crate) fn mean_size(&self) -> Option<f64> {
-        (self.calls > 0).then(|| self.bytes as f64 / self.calls as f64)
+        let (calls, bytes) = (self.calls?, self.bytes?);
+        (calls > 0).then(|| bytes as f64 / calls as f64)
+    }
+}
+
+impl Head {
+    /// Whether calls and bytes were counted.
+    pub(crate) fn measures_traffic(&self) -> bool {
+        self.mode != Mode::Snapshots.name()
+    }
+
+    /// The head of a report on this recording.
+    pub(crate) fn as_report(&self) -> Self {
+        Self { format: REPORT_FORMAT.into(), ..self.clone() }
     }
 }
 
 impl Recording {
     /// A recording of now, with no services yet.
-    pub(crate) fn new(window_ms: u64, losses: Losses) -> Self {
+    pub(crate) fn new(window_ms: u64, losses: Losses, max_sockets: u32) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self {
+        let head = Head {
             format: FORMAT.into(),
             version: VERSION,
             recorded_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
@@ -169,28 +201,19 @@ impl Recording {
             conservation: ConservationRecord::default(),
             cost: Cost::default(),
             closed_namespaces: 0,
-            services: Vec::new(),
-            unnamed: Vec::new(),
-        }
-    }
-
-    /// Whether calls and bytes were counted: if not, they are zero here, `null` in the file, and nobody may print them.
-    pub(crate) fn measures_traffic(&self) -> bool {
-        self.mode != Mode::Snapshots.name()
+            tracer: TracerRecord { max_sockets },
+        };
+        Self { head, services: Vec::new(), unnamed: Vec::new() }
     }
 
     /// A count of the window as a rate per second.
     pub(crate) fn per_second(&self, count: u64) -> f64 {
-        count as f64 * 1000.0 / self.window_ms.max(1) as f64
+        count as f64 * 1000.0 / self.head.window_ms.max(1) as f64
     }
 
     /// The file's text.
     pub(crate) fn to_json(&self) -> anyhow::Result<String> {
-        let mut value = serde_json::to_value(self)?;
-        if !self.measures_traffic() {
-            unmeasured::hide(&mut value);
-        }
-        Ok(serde_json::to_string_pretty(&value)? + "\n")
+        Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
     /// Reads a recording.
@@ -222,9 +245,7 @@ impl Recording {
         if head.version != VERSION {
             bail!("its version is {}, this release reads {VERSION}", head.version);
         }
-        let mut value = serde_json::from_str(text)?;
-        unmeasured::restore(&mut value);
-        Ok(serde_json::from_value(value)?)
+        Ok(serde_json::from_str(text)?)
     }
 
     /// Writes the recording to `path`, or to [`DEFAULT_PATH`]; gives the path back.
@@ -276,25 +297,26 @@ mod tests {
     use super::*;
 
     fn sample() -> Recording {
-        let mut recording = Recording::new(5000, Losses::default());
+        let mut recording = Recording::new(5000, Losses::default(), 8);
         recording.services.push(ServiceRecord {
             name: Some(SocketName::Path(b"/run/\xff x".to_vec())),
             display: String::from("/run/\\xff x"),
             absolute: None,
+            network: None,
             file: None,
             kind: Kind::Stream,
-            servers: vec![ProcessRecord { pid: 1, name: "a".into(), group: Some(Group { cgroup: "/x".into(), container: None }) }],
+            servers: vec![ProcessRecord { pid: 1, name: "a".into(), uid: Some(0), cgroup: None, container: None }],
             clients: vec![],
             connections: 1,
             waiting: Some(0),
             selected: 0,
             accelerated: 0,
-            calls: 3,
-            bytes: 192,
-            ring_calls: 0,
-            ring_bytes: 0,
+            calls: Some(3),
+            bytes: Some(192),
+            ring_calls: None,
+            ring_bytes: None,
             queued_bytes: Some(0),
-            client_to_server: FlowRecord { send_calls: 3, sent_bytes: 192, receive_calls: 3, received_bytes: 192 },
+            client_to_server: FlowRecord { send_calls: Some(3), sent_bytes: Some(192), ..FlowRecord::default() },
             server_to_client: FlowRecord::default(),
             evidence: Some(Evidence::default()),
             pairs: Vec::new(),
@@ -308,14 +330,20 @@ mod tests {
         let path = directory.path().join("recording.json");
         sample().save(Some(&path)).expect("saved");
         let back = Recording::load(&path).expect("loaded");
-        assert_eq!(Recording { recorded_unix_ms: 0, ..back }, Recording { recorded_unix_ms: 0, ..sample() });
+        let still = |mut recording: Recording| {
+            recording.head.recorded_unix_ms = 0; // differs from one call of sample() to the next
+            recording
+        };
+        assert_eq!(still(back), still(sample()));
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o644);
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 1, "no temporary file stays");
     }
 
     #[test]
     fn figures_that_were_not_measured_are_null_in_the_file_and_read_back() {
-        let recording = Recording { mode: Mode::Snapshots.name().into(), ..sample() };
+        let mut recording = sample();
+        let service = &mut recording.services[0];
+        (service.calls, service.bytes, service.client_to_server) = (None, None, FlowRecord::default());
         let text = recording.to_json().expect("text");
         let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let service = &value["services"][0];
@@ -323,7 +351,7 @@ mod tests {
             assert!(figure.is_null(), "{text}");
         }
         assert_eq!(service["connections"].as_u64(), Some(1), "{text}");
-        assert_eq!(Recording::parse(&text).expect("it reads back").services[0].calls, 0);
+        assert_eq!(Recording::parse(&text).expect("it reads back").services, recording.services);
     }
 
     #[test]
@@ -350,7 +378,7 @@ mod tests {
     #[test]
     fn other_versions_and_other_files_are_refused_by_name() {
         let text = sample().to_json().expect("text");
-        let newer = text.replace("\"version\": 1", "\"version\": 99");
+        let newer = text.replace("\"version\": 2", "\"version\": 99");
         assert!(format!("{:#}", Recording::parse(&newer).expect_err("refused")).contains("version is 99"));
         assert!(Recording::parse("{}").is_err());
         assert!(Recording::parse("not json").is_err());

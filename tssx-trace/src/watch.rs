@@ -35,6 +35,9 @@ const LOOK_SHARE: u32 = 20;
 /// The same for readings, which lose something if they come too late.
 const READING_SHARE: u32 = 4;
 
+/// A time that no window reaches; the event loop's clock can still add it.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// Everything a window saw.
 pub(crate) struct Observation {
     /// From attaching to detaching.
@@ -56,8 +59,8 @@ pub(crate) struct Observation {
 /// How to watch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
-    /// How long.
-    pub(crate) duration: Duration,
+    /// How long; `None`: until a signal.
+    pub(crate) duration: Option<Duration>,
     /// Time between two looks for ledgers: a process with the library that lives longer is seen.
     pub(crate) ledger_period: Duration,
     pub(crate) probe: ProbeOptions,
@@ -68,26 +71,47 @@ pub(crate) struct Window {
 /// # Errors
 /// One that names what is missing on this machine, see [`Probe::attach`] and [`Inventory::open`].
 pub(crate) fn watch(window: Window) -> anyhow::Result<Observation> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
-    runtime.block_on(run(window))
+    watch_with(window, None)
 }
 
-async fn run(window: Window) -> anyhow::Result<Observation> {
+/// Who looks at a window while it lasts.
+pub(crate) trait Viewer {
+    /// What was seen until now; `false` ends the window.
+    fn look(&mut self, seen: &Observation) -> anyhow::Result<bool>;
+
+    /// The window has ended: whatever else is printed comes after this.
+    fn end(&mut self);
+}
+
+/// The same, with a viewer and the time between two of its looks.
+///
+/// # Errors
+/// As [`watch`], and what the viewer says.
+pub(crate) fn watch_with(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> anyhow::Result<Observation> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    runtime.block_on(run(window, viewer))
+}
+
+async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> anyhow::Result<Observation> {
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
     let mut arrivals = sources.probe.arrivals()?;
-    for refusal in sources.probe.refusals() {
+    for refusal in &sources.seen.refusals {
         output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
     }
-    let mode = sources.probe.mode().name();
-    output::note(&format!("attached; watching Unix sockets for {:.1} s, mode {mode}", window.duration.as_secs_f64()));
+    let length = window.duration.map_or_else(|| String::from("until Ctrl-C"), |time| format!("for {:.1} s", time.as_secs_f64()));
+    output::note(&format!("attached; watching Unix sockets {length}, mode {}", sources.seen.mode.name()));
+    let (view_period, mut viewer) = viewer.unzip();
+    let view_period = view_period.unwrap_or(FOR_EVER);
 
     let mut ledger_ticks = ticks(window.ledger_period);
     let mut reading_ticks = ticks(READING_PERIOD);
     let mut birth_ticks = ticks(BIRTHS_PERIOD);
     let mut inventory_ticks = ticks(INVENTORY_PERIOD);
-    let end = sleep(window.duration.saturating_sub(sources.started.elapsed()));
+    let mut view_ticks = ticks(view_period);
+    view_ticks.reset();
+    let end = sleep(window.duration.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
     tokio::pin!(end);
     let interrupted = loop {
         tokio::select! {
@@ -97,43 +121,52 @@ async fn run(window: Window) -> anyhow::Result<Observation> {
             _ = terminations.recv() => break true,
             pids = next_arrivals(&mut arrivals) => {
                 let pids = pids?;
-                sources.ledgers.look_into(&pids);
-                sources.processes.remember_new(pids.into_iter());
+                sources.seen.ledgers.look_into(&pids);
+                sources.seen.processes.remember_new(pids.into_iter());
             }
             _ = ledger_ticks.tick() => {
                 let started = Instant::now();
-                sources.ledgers.refresh();
-                sources.processes.remember_new(sources.ledgers.all_pids());
+                sources.seen.ledgers.refresh();
+                sources.seen.processes.remember_new(sources.seen.ledgers.all_pids());
                 ledger_ticks.reset_after(pause(window.ledger_period, LOOK_SHARE, started));
             }
-            _ = reading_ticks.tick(), if !sources.ledgers.is_empty() => {
+            _ = reading_ticks.tick(), if !sources.seen.ledgers.is_empty() => {
                 let started = Instant::now();
-                let period = if sources.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
+                let period = if sources.seen.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
                 reading_ticks.reset_after(pause(period, READING_SHARE, started));
             }
             _ = birth_ticks.tick() => sources.read_births(),
+            _ = view_ticks.tick() => {
+                let started = Instant::now();
+                sources.look_now()?;
+                if let Some(viewer) = &mut viewer && !viewer.look(&sources.seen)? {
+                    break true;
+                }
+                view_ticks.reset_after(pause(view_period, LOOK_SHARE, started).saturating_sub(started.elapsed()));
+            }
             _ = inventory_ticks.tick() => {
                 let started = Instant::now();
                 let sample = sources.probe.measure_run_time();
-                look_at_sockets(&mut sources.inventory)?;
+                look_at_sockets(&mut sources.seen.inventory)?;
                 drop(sample);
                 sources.probe.flush_log();
                 inventory_ticks.reset_after(pause(INVENTORY_PERIOD, LOOK_SHARE, started));
             }
         }
     };
+    if let Some(viewer) = viewer {
+        viewer.end();
+    }
     sources.close(interrupted)
 }
 
-/// What is asked again and again.
+/// What is asked again and again, and what it has told until now.
 struct Sources {
     started: Instant,
     meter: Meter,
     probe: Probe,
     births: Option<Births>,
-    inventory: Inventory,
-    ledgers: Ledgers,
-    processes: Processes,
+    seen: Observation,
 }
 
 impl Sources {
@@ -152,44 +185,72 @@ impl Sources {
         inventory.begin();
         let mut processes = Processes::default();
         processes.refresh();
-        Ok(Self { started, meter, probe, births, inventory, ledgers, processes })
+        let seen = Observation {
+            elapsed: Duration::ZERO,
+            mode: probe.mode(),
+            refusals: probe.refusals().to_vec(),
+            traffic: Vec::new(),
+            losses: Losses::default(),
+            cost: Cost::default(),
+            inventory,
+            ledgers,
+            processes,
+            interrupted: false,
+        };
+        Ok(Self { started, meter, probe, births, seen })
     }
 
     fn read_births(&mut self) {
         if let Some(births) = &mut self.births {
-            births.drain(|birth| self.inventory.add_birth(birth));
+            births.drain(|birth| self.seen.inventory.add_birth(birth));
         }
+    }
+
+    /// Brings what was seen up to now, while the window goes on.
+    fn look_now(&mut self) -> anyhow::Result<()> {
+        self.seen.ledgers.refresh();
+        self.seen.losses = self.probe.losses()?;
+        self.seen.cost = self.meter.cost(&self.probe);
+        self.seen.elapsed = self.started.elapsed();
+        self.seen.traffic = self.probe.traffic()?;
+        self.look_at_the_rest()
     }
 
     /// Detaches the probe and takes the last look.
     fn close(mut self, interrupted: bool) -> anyhow::Result<Observation> {
         // The ledgers' window lies within the kernel's: what happens between their edges counts as kernel bytes, so that a
         // hit rate errs to the low side.
-        self.ledgers.refresh();
-        let mut losses = self.probe.losses()?;
-        let cost = self.meter.cost(&self.probe);
+        self.seen.ledgers.refresh();
+        self.seen.losses = self.probe.losses()?;
+        self.seen.cost = self.meter.cost(&self.probe);
         self.probe.detach()?;
-        let elapsed = self.started.elapsed();
-        let mut traffic = self.probe.traffic()?;
-        self.read_births();
-        losses.untold_sockets = self.births.as_ref().map_or(Ok(0), Births::untold)?;
-        look_at_sockets(&mut self.inventory)?;
-        if self.probe.mode().names_by_inode() {
-            traffic.iter_mut().for_each(|record| record.name_by_cookie(|inode| self.inventory.cookie_of_inode(inode)));
-        }
-        self.processes.refresh();
-        self.processes.remember_new(traffic.iter().map(|record| record.pid).chain(self.ledgers.all_pids()));
+        self.seen.elapsed = self.started.elapsed();
+        self.seen.traffic = self.probe.traffic()?;
+        self.look_at_the_rest()?;
         self.probe.flush_log();
-        losses.uncounted_connections = self.ledgers.uncounted();
-        losses.overwritten_connections = self.ledgers.overwritten();
-        losses.unplaced_connections = join::unplaced(&self.inventory, &self.ledgers);
-        losses.refused_ledgers = self.ledgers.refused().count() as u64;
-        for refused in self.ledgers.refused() {
+        for refused in self.seen.ledgers.refused() {
             output::note(&format!("warning: a ledger was not read: {refused}"));
         }
-        let (mode, refusals) = (self.probe.mode(), self.probe.refusals().to_vec());
-        let Self { inventory, ledgers, processes, .. } = self;
-        Ok(Observation { elapsed, mode, refusals, traffic, losses, cost, inventory, ledgers, processes, interrupted })
+        self.seen.interrupted = interrupted;
+        Ok(self.seen)
+    }
+
+    /// Names and holders for the traffic that is known now, and the ledgers' losses.
+    fn look_at_the_rest(&mut self) -> anyhow::Result<()> {
+        self.read_births();
+        self.seen.losses.untold_sockets = self.births.as_ref().map_or(Ok(0), Births::untold)?;
+        let Observation { traffic, losses, inventory, ledgers, processes, .. } = &mut self.seen;
+        look_at_sockets(inventory)?;
+        if self.probe.mode().names_by_inode() {
+            traffic.iter_mut().for_each(|record| record.name_by_cookie(|inode| inventory.cookie_of_inode(inode)));
+        }
+        processes.refresh();
+        processes.remember_new(traffic.iter().map(|record| record.pid).chain(ledgers.all_pids()));
+        losses.uncounted_connections = ledgers.uncounted();
+        losses.overwritten_connections = ledgers.overwritten();
+        losses.unplaced_connections = join::unplaced(inventory, ledgers);
+        losses.refused_ledgers = ledgers.refused().count() as u64;
+        Ok(())
     }
 }
 

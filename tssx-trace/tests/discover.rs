@@ -131,6 +131,8 @@ fn what_finds_no_room_is_counted_as_lost_and_the_exit_status_says_so() {
     // One of the two ends has room: at least the other's calls, 100 sends and 100 receives, are lost.
     let lost = recording["losses"]["map_full_calls"].as_u64().expect("a number");
     assert!(lost >= 200, "{text}");
+    let nothing_false = |service: &Value| service["calls"] != 0 && service["client_to_server"]["receive_calls"] != 0;
+    assert!(recording["services"].as_array().expect("a list").iter().all(nothing_false), "{text}");
 }
 
 #[test]

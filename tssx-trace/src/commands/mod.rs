@@ -2,6 +2,7 @@
 
 pub(crate) mod discover;
 pub(crate) mod doctor;
+mod follow;
 pub(crate) mod run;
 pub(crate) mod suggest;
 pub(crate) mod verify;

@@ -29,11 +29,11 @@ const PASSES_DESCRIPTORS: [&[u8]; 5] = [b"/run/dbus/", b"/var/run/dbus/", b"/run
 /// Where there is no recording to read or no library to name.
 pub(crate) fn run(args: &SuggestArgs) -> anyhow::Result<u8> {
     let recording = Recording::load(&args.from)?;
-    if !recording.measures_traffic() {
+    if !recording.head.measures_traffic() {
         bail!(
             "{} was recorded in mode {}, which measures no traffic: record again where another mode works (`tssx-trace doctor` says which)",
             args.from.display(),
-            recording.mode
+            recording.head.mode
         );
     }
     let library = library::find()?;
@@ -65,12 +65,12 @@ fn head(recording: &Recording) -> Vec<String> {
         comment("Start both the server and its clients with it. To turn it off: unset LD_PRELOAD."),
         comment(&format!(
             "Evidence: {:.1} s on Linux {}, mode {}; calls are sends of both ends.",
-            recording.window_ms as f64 / 1000.0,
-            recording.kernel,
-            recording.mode
+            recording.head.window_ms as f64 / 1000.0,
+            recording.head.kernel,
+            recording.head.mode
         )),
     ];
-    if recording.losses.any() {
+    if recording.head.losses.any() {
         lines.push(comment("Some traffic of that window could not be counted: the figures are lower bounds."));
     }
     lines
@@ -117,7 +117,11 @@ fn judge(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Resu
         let but = if nameless { " that lived long enough to be seen by name (shorter ones do not gain)" } else { "" };
         return Err(format!("no connection while it was watched{but}"));
     }
-    if service.calls == 0 {
+    let Some(calls) = service.calls else {
+        let lost = if recording.head.losses.any() { ", some traffic lost" } else { "" };
+        return Err(format!("its traffic was not counted (mode {}{lost})", recording.head.mode));
+    };
+    if calls == 0 {
         return Err(String::from("no traffic while it was watched"));
     }
     let name = service.absolute.as_ref().or(service.name.as_ref()).ok_or("it has no name to select it by")?;
@@ -126,11 +130,11 @@ fn judge(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Resu
     {
         return Err(String::from("a service of the system or the desktop that passes descriptors, which needs the kernel socket"));
     }
-    let rate = recording.per_second(service.calls);
+    let rate = recording.per_second(calls);
     if rate < min_calls {
         return Err(format!("too little traffic to gain: fewer than {min_calls} calls/s"));
     }
-    if (service.calls as f64) < MIN_CALLS_PER_CONNECTION * service.connections as f64 {
+    if (calls as f64) < MIN_CALLS_PER_CONNECTION * service.connections as f64 {
         return Err(String::from("its connections are too short to gain: they close before they would be upgraded"));
     }
     name.to_pattern().map_err(|error| error.to_string())
@@ -138,11 +142,12 @@ fn judge(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Resu
 
 fn evidence(recording: &Recording, service: &ServiceRecord) -> String {
     let mean = service.mean_size().map_or_else(|| String::from("no size"), |mean| format!("mean {} B", short(mean)));
+    let rate = |count: Option<u64>| count.map_or_else(|| String::from("-"), |count| short(recording.per_second(count)));
     let already = if service.accelerated > 0 { format!(", {} already accelerated", service.accelerated) } else { String::new() };
     format!(
         "{} calls/s, {} B/s, {mean}, {}{already}; server {}, clients {}",
-        short(recording.per_second(service.calls)),
-        short(recording.per_second(service.bytes)),
+        rate(service.calls),
+        rate(service.bytes),
         plural(service.connections, "connection"),
         summary(&service.servers),
         summary(&service.clients)
@@ -161,6 +166,7 @@ mod tests {
             display: name.to_string(),
             name: Some(name),
             absolute: None,
+            network: None,
             file: None,
             kind,
             servers: vec![],
@@ -169,10 +175,10 @@ mod tests {
             waiting: None,
             selected: 0,
             accelerated: 0,
-            calls,
-            bytes: calls * 64,
-            ring_calls: 0,
-            ring_bytes: 0,
+            calls: Some(calls),
+            bytes: Some(calls * 64),
+            ring_calls: None,
+            ring_bytes: None,
             queued_bytes: None,
             client_to_server: FlowRecord::default(),
             server_to_client: FlowRecord::default(),
@@ -182,7 +188,7 @@ mod tests {
     }
 
     fn proposal(services: Vec<ServiceRecord>) -> Proposal {
-        let mut recording = Recording::new(1000, Losses::default());
+        let mut recording = Recording::new(1000, Losses::default(), 8);
         recording.services = services;
         propose(&recording, 10.0)
     }
@@ -211,6 +217,15 @@ mod tests {
         }
         let both = proposal(vec![service(b"/run/a b", Kind::Stream, 1, 1000), service(b"\0name", Kind::Stream, 1, 1000)]);
         assert_eq!(both.patterns, ["/run/a\\ b", "@name"]);
+    }
+
+    #[test]
+    fn a_socket_whose_traffic_was_not_counted_is_left_out_for_that() {
+        let proposal = proposal(vec![ServiceRecord { calls: None, bytes: None, ..service(b"/run/x", Kind::Stream, 1, 0) }]);
+        assert!(proposal.patterns.is_empty());
+        assert!(
+            proposal.comments.iter().any(|comment| comment.contains("not counted (mode tp_btf)") && comment.contains("- calls/s"))
+        );
     }
 
     #[test]

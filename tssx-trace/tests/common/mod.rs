@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod schema;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -169,6 +171,14 @@ pub(crate) fn stop(tracer: Guarded) -> (Option<i32>, String) {
     tracer.signal(rustix::process::Signal::INT);
     let (status, lines) = tracer.finish();
     (status.code(), lines.join("\n"))
+}
+
+/// Asserts that nothing of our own was lost: no event of the kernel's. Programs that others run with the library on this host may
+/// come and go faster than their ledgers are read, which every report on the host has to say.
+pub(crate) fn assert_own_traffic_counted(code: Option<i32>, errors: &str) {
+    let lost: Vec<_> = errors.lines().filter(|line| line.contains("LOST")).collect();
+    assert_eq!(code, Some(if lost.is_empty() { 0 } else { 3 }), "{errors}");
+    assert!(lost.iter().all(|line| line.contains("selected connection") || line.contains("ledger")), "{errors}");
 }
 
 /// The body of `peer_process`: what another test asked for; asked by nobody, a try of the peers without the tracer.

@@ -1,0 +1,45 @@
+//! Which container a process is in, by its control group, cgroups(7).
+//!
+//! The kernel knows no containers. Their managers put each into a control group whose name has the container's id: that is
+//! what is looked for, and what is no such name is no container.
+
+/// Digits of the ids that docker, podman, containerd and CRI-O give.
+const ID_DIGITS: usize = 64;
+
+/// Id or name of the container that a control group is made for; the innermost one.
+pub(crate) fn of(cgroup: &str) -> Option<String> {
+    cgroup.rsplit('/').find_map(container)
+}
+
+/// The container that one directory of a control group's path is made for.
+fn container(directory: &str) -> Option<String> {
+    let name = directory.strip_suffix(".scope").or_else(|| directory.strip_suffix(".service")).unwrap_or(directory);
+    // lxc.payload.NAME, machine-NAME of systemd-nspawn
+    if let Some(named) = name.strip_prefix("lxc.payload.").or_else(|| name.strip_prefix("machine-")) {
+        return (!named.is_empty()).then(|| named.to_owned());
+    }
+    // docker-ID, libpod-ID, cri-containerd-ID, crio-ID, or the id alone
+    let id = name.rsplit('-').next()?;
+    (id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_of_each_manager_are_recognised_and_services_are_none() {
+        let id = "0123456789abcdef".repeat(4);
+        for (path, expected) in [
+            (format!("/system.slice/docker-{id}.scope"), Some(id.as_str())),
+            (format!("/kubepods.slice/pod1/cri-containerd-{id}.scope/init"), Some(id.as_str())),
+            (format!("/docker/{id}"), Some(id.as_str())),
+            (String::from("/lxc.payload.web/system.slice"), Some("web")),
+            (String::from("/system.slice/redis-server.service"), None),
+            (String::from("/"), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(of(&path).as_deref(), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The report as a table, and the sentences below it.
+
+use std::fmt::Write;
+
+use super::Report;
+use crate::inventory::Kind;
+use crate::output::{plural, short};
+use crate::places::FileState;
+use crate::recording::{Head, ServiceRecord, summary};
+use crate::screen::Screen;
+
+const HEADER: [&str; 10] = ["SOCKET", "SERVER", "CLIENTS", "CONNS", "CALLS", "CALLS/S", "BYTES", "BYTES/S", "MEAN", "ACCELERATED"];
+const NUMERIC: [usize; 6] = [3, 4, 5, 6, 7, 8];
+/// Columns that are shortened where a terminal is narrow, and to what: names last of all beyond what tells them apart.
+const LONG: [(usize, usize); 4] = [(0, 24), (1, 12), (2, 12), (0, 12)];
+
+/// Calls and bytes of a service in the time that its rates are about, and that time in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recent {
+    pub(crate) calls: Option<u64>,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) time_ms: u64,
+}
+
+impl Report<'_> {
+    /// The report of a whole window.
+    pub(crate) fn text(&self, all: bool, screen: Screen) -> String {
+        let time_ms = self.recording.head.window_ms;
+        let text = self.text_with(all, screen, |service| Recent { calls: service.calls, bytes: service.bytes, time_ms });
+        // Not told of an interval: what moves while the queues are listed balances at the next one.
+        text + &self.recording.head.conservation.warning()
+    }
+
+    /// The same with rates of another time.
+    pub(crate) fn text_with(&self, all: bool, screen: Screen, recent: impl Fn(&ServiceRecord) -> Recent) -> String {
+        let streams = || self.services.iter().filter(|service| service.kind == Kind::Stream);
+        let shown = streams().filter(|service| all || service.connections > 0);
+        let rows: Vec<_> = shown.map(|service| row(service, recent(service))).collect();
+        let mut text = if rows.is_empty() {
+            let which = if self.view.filter.is_empty() { "" } else { " that the filter admits" };
+            format!("No Unix stream socket with a name{which} had a connection.\n")
+        } else {
+            screen.table(&HEADER, &NUMERIC, &LONG, rows)
+        };
+        text.push('\n');
+        sentence(&mut text, &self.recording.head);
+        self.tell_left_out(&mut text, all);
+        let losses = &self.recording.head.losses;
+        if losses.any() {
+            let _ = writeln!(text, "{}", screen.alarm(losses.warning().trim_end()));
+        } else {
+            text.push_str("Lost: nothing.\n");
+        }
+        text
+    }
+
+    fn tell_left_out(&self, text: &mut String, all: bool) {
+        let idle = self.services.iter().filter(|service| service.kind == Kind::Stream && service.connections == 0 && !all);
+        let others = self.services.iter().filter(|service| service.kind != Kind::Stream);
+        for (count, noun, what) in [
+            (idle.count() as u64, "listening stream socket", "without a connection (--all shows them)"),
+            (others.count() as u64, "named socket", "of another type than stream (in the recording only)"),
+        ] {
+            if count > 0 {
+                let _ = writeln!(text, "Not shown: {} {what}.", plural(count, noun));
+            }
+        }
+        for unnamed in self.unnamed.iter().filter(|unnamed| unnamed.connections > 0) {
+            let what = match unnamed.kind {
+                Kind::Unknown => "closed before seen by name",
+                _ => "without a name (socketpair)",
+            };
+            let counted = match (unnamed.calls, unnamed.bytes) {
+                (Some(calls), Some(bytes)) => format!("{}, {}", plural(calls, "call"), plural(bytes, "byte")),
+                _ => String::from("traffic not counted"),
+            };
+            let _ = writeln!(text, "Not shown: {} {what}: {counted}.", plural(unnamed.connections, "connection"));
+        }
+        if !self.view.filter.is_empty() {
+            let sockets = plural(self.view.sockets_left_out, "socket");
+            let connections = plural(self.view.connections_left_out, "connection");
+            let _ = writeln!(text, "Left out by the filter: {sockets} and {connections} (the recording has them).");
+        }
+    }
+}
+
+fn sentence(text: &mut String, head: &Head) {
+    let seconds = head.window_ms as f64 / 1000.0;
+    let early = if head.interrupted { ", ended early" } else { "" };
+    // Writing into a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{seconds:.1} s{early}, mode {}. CALLS: sends of both ends; BYTES: what they sent; -: not measured.",
+        head.mode
+    );
+    for limit in &head.mode_limits {
+        let _ = writeln!(text, "Limit of mode {}: {limit}.", head.mode);
+    }
+    let _ = writeln!(text, "{}", head.cost);
+}
+
+fn row(service: &ServiceRecord, recent: Recent) -> Vec<String> {
+    let number = |count: Option<u64>| count.map_or_else(dash, |count| count.to_string());
+    let rate = |count: Option<u64>| count.map_or_else(dash, |count| short(count as f64 * 1000.0 / recent.time_ms.max(1) as f64));
+    vec![
+        shown(service),
+        summary(&service.servers),
+        summary(&service.clients),
+        service.connections.to_string(),
+        number(service.calls),
+        rate(recent.calls),
+        number(service.bytes),
+        rate(recent.bytes),
+        service.mean_size().map_or_else(dash, short),
+        accelerated(service),
+    ]
+}
+
+/// The name, and what became of its file.
+fn shown(service: &ServiceRecord) -> String {
+    match service.file.as_ref().map(|file| file.state) {
+        Some(FileState::Deleted) => format!("{} (deleted)", service.display),
+        Some(FileState::Replaced) => format!("{} (replaced)", service.display),
+        _ => service.display.clone(),
+    }
+}
+
+fn dash() -> String {
+    String::from("-")
+}
+
+fn accelerated(service: &ServiceRecord) -> String {
+    let bytes = || service.ring_bytes.map_or_else(dash, |bytes| short(bytes as f64));
+    match (service.accelerated, service.connections) {
+        (0, _) if service.selected == 0 => String::from("no"),
+        (0, _) => String::from("no (selected)"),
+        (some, all) if some == all => format!("yes, {} ring bytes", bytes()),
+        (some, all) => format!("{some} of {all}, {} ring bytes", bytes()),
+    }
+}
