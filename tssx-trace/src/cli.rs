@@ -57,6 +57,50 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show what the tracer can do on this machine, what it lacks, and the remedy
     Doctor(DoctorArgs),
+    /// Measure on this host what rings save, by size of the message, and keep the figures
+    Bench(BenchArgs),
+    /// One of the two processes of a measurement
+    #[command(hide = true)]
+    BenchEnd(BenchEndArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Round trips, by read and by epoll, and streams of messages from 1 byte to 1 MiB, and round trips between which the ends
+compute: each over a plain Unix socket and through the library's rings in turn, in processes of its own, on the first two CPUs. Takes about 20 s and no privilege; what else
+runs meanwhile disturbs it.
+The figures go to $XDG_CACHE_HOME/tssx/calibration.json; without that variable to ~/.cache/tssx/calibration.json, as root to
+/var/cache/tssx/calibration.json. tssx-trace/schema/calibration-1.json describes the file.
+
+Examples:
+  tssx-trace bench
+  tssx-trace bench --rounds 9 --output host.json
+  tssx-trace bench --from host.json
+  tssx-trace bench --json | jq '.points[] | select(.bytes == 64) | .saved_ns.median'
+
+Exit status: 0 done; 1 could not do it, or the library did not accelerate (the message says why).")]
+pub(crate) struct BenchArgs {
+    /// Keep the figures here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print the figures that this file keeps instead of measuring
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "rounds", "time"])]
+    pub(crate) from: Option<PathBuf>,
+    /// How often each measurement is made, plain and with rings in turn
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// Length of one measurement
+    #[arg(long, value_name = "TIME", default_value = "30ms", value_parser = parse_duration)]
+    pub(crate) time: Duration,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchEndArgs {
+    /// What to do, as JSON
+    pub(crate) task: String,
 }
 
 #[derive(Debug, Args)]

@@ -6,11 +6,13 @@
 //! [`inventory`] lists the host's sockets with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what, and
 //! by [`identity`] and [`container`] whose it is and where it runs. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
 //! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a [`recording`], and the recording into a
-//! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from the recording alone.
+//! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from the recording alone;
+//! [`calibration`] is what `bench` measures.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
 
+mod calibration;
 mod capabilities;
 mod cli;
 mod commands;
@@ -59,6 +61,8 @@ fn main() -> ExitCode {
         cli::Command::Run(args) => commands::run::run(args),
         cli::Command::Verify(args) => commands::verify::run(args),
         cli::Command::Doctor(args) => commands::doctor::run(args),
+        cli::Command::Bench(args) => commands::bench::run(args),
+        cli::Command::BenchEnd(args) => commands::bench::end(args),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

@@ -1,5 +1,6 @@
 //! One file for each subcommand; each gives the exit status.
 
+pub(crate) mod bench;
 pub(crate) mod discover;
 pub(crate) mod doctor;
 mod follow;

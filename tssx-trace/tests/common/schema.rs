@@ -15,7 +15,15 @@ pub(crate) type Used = BTreeSet<String>;
 
 impl Schema {
     pub(crate) fn read() -> Self {
-        let text = include_str!("../../schema/discover-2.json");
+        Self::parse(include_str!("../../schema/discover-2.json"))
+    }
+
+    /// That of `bench`.
+    pub(crate) fn of_calibration() -> Self {
+        Self::parse(include_str!("../../schema/calibration-1.json"))
+    }
+
+    fn parse(text: &str) -> Self {
         Self { root: serde_json::from_str(text).expect("the schema is JSON") }
     }
 
