@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::calibration::Calibration;
 use crate::filter::{Filter, Sort};
 use crate::mode::{Wanted, parse_wanted};
 use crate::names::SocketName;
@@ -199,6 +200,28 @@ pub(crate) struct DiscoverArgs {
     pub(crate) sort: Option<Sort>,
 }
 
+/// Predictions by a calibration.
+#[derive(Debug, Args)]
+pub(crate) struct GainArgs {
+    /// Say what each socket would gain by this host's calibration (see `tssx-trace bench`)
+    #[arg(long)]
+    predict: bool,
+    /// The same by this calibration
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+}
+
+impl GainArgs {
+    /// The calibration that is asked for.
+    ///
+    /// # Errors
+    /// Where there is none, or it cannot be read.
+    pub(crate) fn calibration(&self) -> anyhow::Result<Option<Calibration>> {
+        let wanted = self.predict || self.calibration.is_some();
+        wanted.then(|| Calibration::named_or_of_host(self.calibration.as_deref())).transpose()
+    }
+}
+
 /// How a report is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -235,11 +258,16 @@ The output is a file of KEY=\"value\" lines that a shell can source and systemd 
   tssx-trace suggest > tssx.env
   set -a; . ./tssx.env; set +a; redis-server --unixsocket /run/redis.sock
 
-Needs no privilege. The same recording always gives the same file.")]
+With --predict the comments tell what each selected socket would gain on this host, from least to most:
+  tssx-trace bench && tssx-trace suggest --predict
+
+Needs no privilege. The same recording, and calibration, always gives the same file.")]
 pub(crate) struct SuggestArgs {
     /// The recording to read
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub(crate) from: PathBuf,
+    #[command(flatten)]
+    pub(crate) gain: GainArgs,
     /// Leave out sockets with fewer sending calls per second
     #[arg(long, value_name = "RATE", default_value_t = 10.0)]
     pub(crate) min_calls: f64,
@@ -253,6 +281,7 @@ statistics, the rest from the kernel programs, less the library's own doorbell b
 Examples:
   sudo tssx-trace verify --min-hit-rate 99% /run/redis.sock
   sudo tssx-trace verify --duration 30s --json
+  sudo tssx-trace verify --before plain.json --predict /run/redis.sock
 
 Exit status: 0 every hit rate is at least the minimum; 3 some traffic could not be counted; 4 a hit rate is below it;
 5 no selected connection carried a byte although --min-hit-rate or a socket was given.")]
@@ -262,6 +291,11 @@ pub(crate) struct VerifyArgs {
     /// Exit with status 4 if a socket's hit rate is lower: 0.99 or 99%
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) min_hit_rate: Option<f64>,
+    /// Print what was predicted from this recording, made before the sockets were accelerated, beside what came of it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) before: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) gain: GainArgs,
     /// With --json, list each selected connection
     #[arg(long, requires = "json")]
     pub(crate) connections: bool,

@@ -7,7 +7,7 @@
 //! by [`identity`] and [`container`] whose it is and where it runs. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
 //! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a [`recording`], and the recording into a
 //! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from the recording alone;
-//! [`calibration`] is what `bench` measures.
+//! [`calibration`] is what `bench` measures, and [`gain`] what a recording comes to by it.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
@@ -21,6 +21,7 @@ mod cost;
 mod env_file;
 mod evidence;
 mod filter;
+mod gain;
 mod hit_rate;
 mod identity;
 mod inventory;

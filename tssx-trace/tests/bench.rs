@@ -63,3 +63,64 @@ fn a_library_that_accelerates_nothing_gives_no_figures() {
     assert!(!Path::new(&file).exists());
     assert!(output.stdout.is_empty());
 }
+
+/// A host on which everything takes 10 µs plain and 1 µs through rings, whatever the size.
+fn kept_calibration(file: &Path) {
+    let spread = |value: f64| serde_json::json!({"least": value, "median": value, "most": value});
+    let cost = |time: f64| serde_json::json!({"time_ns": spread(time), "client_cpu_ns": time / 2.0, "server_cpu_ns": time / 2.0});
+    let point = |shape: &str, bytes: u64, pause_us: u64, one_cpu: bool| {
+        serde_json::json!({"shape": shape, "bytes": bytes, "pause_us": pause_us, "one_cpu": one_cpu,
+            "plain": cost(10_000.0), "rings": cost(1000.0), "saved_ns": spread(9000.0)})
+    };
+    let shapes = ["round_trip", "events", "stream"];
+    let points: Vec<_> = shapes
+        .iter()
+        .flat_map(|shape| [(1, 0, false), (64, 1000, false), (64, 0, true)].map(|(a, b, c)| point(shape, a, b, c)))
+        .collect();
+    let calibration = serde_json::json!({"format": "tssx-trace calibration", "version": 1, "measured_unix_ms": 0, "kernel": "6.12.0",
+        "cpus": 2, "tracer": "0.1.0", "library": "/l.so", "rounds": 1, "points": points});
+    Schema::of_calibration().check("calibration", &calibration, &mut Used::new()).expect("as the schema says");
+    std::fs::write(file, calibration.to_string()).expect("written");
+}
+
+#[test]
+fn suggest_tells_the_gain_by_a_calibration_and_says_what_is_missing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("calibration.json");
+    kept_calibration(&file);
+    let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/busy.json");
+    let suggest = |options: &[&str]| {
+        let mut command = Command::new(TRACER);
+        command.args(["suggest", "--from"]).arg(&recording).args(options);
+        // Any ELF file: it is named, not loaded.
+        command.env("TSSX_PRELOAD", TRACER).env("XDG_CACHE_HOME", directory.path()).output().expect("it starts")
+    };
+    let path = file.to_str().expect("UTF-8");
+    let (one, two) = (suggest(&["--calibration", path]), suggest(&["--calibration", path]));
+    let text = String::from_utf8_lossy(&one.stdout).into_owned();
+    assert_eq!(text, String::from_utf8_lossy(&two.stdout), "the same files give the same bytes");
+    let gains: Vec<_> = text.lines().filter(|line| line.starts_with("# gain ")).collect();
+    assert!(gains.iter().any(|line| line.contains("/run/") && line.contains("s saved each second")), "{text} {}", errors(&one));
+    assert!(gains.iter().any(|line| line.contains("assumes")), "{text}");
+    let kept = directory.path().join("tssx");
+    std::fs::create_dir(&kept).expect("made");
+    std::fs::copy(&file, kept.join("calibration.json")).expect("copied");
+    assert_eq!(String::from_utf8_lossy(&suggest(&["--predict"]).stdout), text);
+    assert!(!String::from_utf8_lossy(&suggest(&[]).stdout).contains("# gain "));
+    let missing = suggest(&["--calibration", "/nonexistent"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(errors(&missing).contains("/nonexistent") && errors(&missing).contains("tssx-trace bench"), "{}", errors(&missing));
+}
+
+#[test]
+fn verify_wants_recording_and_calibration_together() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("calibration.json");
+    kept_calibration(&file);
+    let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/busy.json");
+    let verify = |options: &[&str]| Command::new(TRACER).arg("verify").args(options).output().expect("it starts");
+    let without = verify(&["--calibration", file.to_str().expect("UTF-8")]);
+    assert!(without.status.code() == Some(1) && errors(&without).contains("--before FILE"), "{}", errors(&without));
+    let without = verify(&["--before", recording.to_str().expect("UTF-8")]);
+    assert!(without.status.code() == Some(1) && errors(&without).contains("--predict"), "{}", errors(&without));
+}

@@ -76,7 +76,7 @@ impl Plan {
             }
         }
         let [plain, rings] = &rounds;
-        let saved = plain.iter().zip(rings).map(|(plain, rings)| plain.time - rings.time).collect();
+        let saved = plain.iter().zip(rings).map(|(plain, rings)| tenth(plain.time - rings.time)).collect();
         let saved_ns = Spread::of(saved).context("no round")?;
         Ok(Point { shape, bytes: size as u64, pause_us, one_cpu, plain: cost(plain)?, rings: cost(rings)?, saved_ns })
     }
@@ -113,9 +113,9 @@ impl Plan {
         let computed = task.think_ns as f64;
         let each = |seconds: f64| seconds * 1e9 / done;
         Ok(Round {
-            time: each(asked.seconds) - 2.0 * computed,
-            client_cpu: each(asked.cpu_seconds) - computed,
-            server_cpu: served.cpu_seconds * 1e9 / (served.operations as f64 * messages as f64) - computed,
+            time: tenth(each(asked.seconds) - 2.0 * computed),
+            client_cpu: tenth(each(asked.cpu_seconds) - computed),
+            server_cpu: tenth(served.cpu_seconds * 1e9 / (served.operations as f64 * messages as f64) - computed),
         })
     }
 
@@ -138,6 +138,11 @@ impl Plan {
 
 fn steers_the_library(name: &str) -> bool {
     name == "LD_PRELOAD" || name == "USE_TSSX" || name.starts_with("TSSX_")
+}
+
+/// A tenth of a nanosecond is less than the clock tells, and a short number reads back from JSON as it was.
+fn tenth(nanoseconds: f64) -> f64 {
+    (nanoseconds * 10.0).round() / 10.0
 }
 
 /// One run of one measurement, nanoseconds of one operation.

@@ -59,8 +59,6 @@ pub(crate) struct Spread {
 impl Spread {
     /// Of these values; `None` of none.
     pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
-        // A tenth is less than the clock tells, and a short number reads back as it was.
-        values.iter_mut().for_each(|value| *value = (*value * 10.0).round() / 10.0);
         values.sort_by(f64::total_cmp);
         Some(Self { least: *values.first()?, median: *values.get(values.len() / 2)?, most: *values.last()? })
     }
@@ -160,6 +158,19 @@ impl Calibration {
         Ok(read)
     }
 
+    /// The calibration at `path`; without one that of this host, where [`default_path`] would leave it or root has left it.
+    ///
+    /// # Errors
+    /// As [`Calibration::load`], and where this host has none.
+    pub(crate) fn named_or_of_host(path: Option<&Path>) -> anyhow::Result<Self> {
+        let places = [path.map(Path::to_path_buf).or_else(own_path), Some(PathBuf::from(SYSTEM_PATH))];
+        let mut places = places.into_iter().flatten().filter(|place| path.is_some() || place.exists());
+        let place = places
+            .next()
+            .context("this host has no calibration: take one with `tssx-trace bench`, or name one with --calibration")?;
+        Self::load(&place)
+    }
+
     /// Writes it to `path`: a new file, which then takes the place of the old one.
     ///
     /// # Errors
@@ -248,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_spread_is_that_of_the_values() {
-        assert_eq!(Spread::of(vec![3.0, 1.04, 2.06]), Some(Spread { least: 1.0, median: 2.1, most: 3.0 }));
+        assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Some(Spread { least: 1.0, median: 2.0, most: 3.0 }));
         assert_eq!(Spread::of(Vec::new()), None);
     }
 }

@@ -6,6 +6,7 @@ use anyhow::bail;
 
 use crate::cli::{SuggestArgs, exit};
 use crate::env_file::{comment, line};
+use crate::gain;
 use crate::inventory::Kind;
 use crate::library;
 use crate::names::SocketName;
@@ -40,6 +41,9 @@ pub(crate) fn run(args: &SuggestArgs) -> anyhow::Result<u8> {
     let proposal = propose(&recording, args.min_calls);
     let mut lines = head(&recording);
     lines.extend(proposal.comments.iter().map(|text| comment(text)));
+    if let Some(calibration) = args.gain.calibration()? {
+        lines.extend(gain::comments(&calibration, &recording).iter().map(|text| comment(text)));
+    }
     lines.push(String::new());
     lines.push(line("USE_TSSX", &proposal.patterns.join(" "))?);
     lines.push(line("LD_PRELOAD", &library.to_string_lossy())?);

@@ -3,15 +3,19 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use anyhow::bail;
 use serde::Serialize;
 
+use crate::calibration::Calibration;
 use crate::cli::{VerifyArgs, exit};
+use crate::commands::discover::record;
 use crate::cost::Cost;
+use crate::gain::{Comparison, compare};
 use crate::hit_rate::{SocketReport, is_same, sockets};
 use crate::losses::Losses;
 use crate::names::SocketName;
 use crate::output::{note, plural, result, short, table};
-use crate::recording::summary;
+use crate::recording::{Recording, summary};
 use crate::watch::{Observation, watch};
 
 /// What `--json` prints.
@@ -28,6 +32,9 @@ struct Report<'a> {
     cost: Cost,
     min_hit_rate: Option<f64>,
     sockets: &'a [SocketReport],
+    /// Only with `--before`.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    gains: &'a [Comparison],
 }
 
 /// A process that comes and goes within this time may be missed; its peer's ledger still tells.
@@ -38,15 +45,41 @@ const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where the machine lacks what tracing needs.
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
+    gain_arguments(args)?;
     let seen = watch(args.window.window(LEDGER_PERIOD, true))?;
     let mut reports = sockets(&seen, &args.sockets);
     if !args.connections {
         reports.iter_mut().for_each(|report| report.connections.clear());
     }
-    let text = if args.window.json { json(&seen, args, &reports)? } else { render(&seen, &reports) };
+    let gains = gains(&seen, args)?;
+    let text = if args.window.json { json(&seen, args, &reports, &gains)? } else { render(&seen, &reports) };
     result(&text)?;
+    if !args.window.json {
+        result(&gains.iter().map(Comparison::text).collect::<String>())?;
+    }
     seen.losses.tell(args.window.max_sockets);
     Ok(judge(args, &reports, seen.losses.any()))
+}
+
+/// Before anything is watched: whatever is to be compared must be there.
+fn gain_arguments(args: &VerifyArgs) -> anyhow::Result<Option<(Calibration, Recording)>> {
+    let before = args.before.as_deref().map(Recording::load).transpose()?;
+    match (args.gain.calibration()?, before) {
+        (Some(calibration), Some(before)) => Ok(Some((calibration, before))),
+        (None, None) => Ok(None),
+        (Some(_), None) => bail!("a prediction needs a recording from before: name it with --before FILE"),
+        (None, Some(_)) => bail!("--before needs a calibration: --predict takes this host's, --calibration FILE another"),
+    }
+}
+
+/// What was predicted, and what came of it.
+fn gains(seen: &Observation, args: &VerifyArgs) -> anyhow::Result<Vec<Comparison>> {
+    let Some((calibration, before)) = gain_arguments(args)? else { return Ok(Vec::new()) };
+    let mut gains = compare(&calibration, &before, &record(seen, args.window.max_sockets, false));
+    let wanted =
+        |gain: &Comparison| args.sockets.is_empty() || args.sockets.iter().any(|socket| socket.to_string() == gain.display);
+    gains.retain(wanted);
+    Ok(gains)
 }
 
 /// The exit status, with the sentence that explains it.
@@ -84,7 +117,7 @@ fn unproven<'a>(wanted: &'a [SocketName], reports: &[SocketReport]) -> Vec<&'a S
     wanted.iter().filter(|name| !proven(name)).collect()
 }
 
-fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyhow::Result<String> {
+fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport], gains: &[Comparison]) -> anyhow::Result<String> {
     let report = Report {
         format: "tssx-trace verify",
         version: 1,
@@ -96,6 +129,7 @@ fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyh
         cost: seen.cost,
         min_hit_rate: args.min_hit_rate,
         sockets: reports,
+        gains,
     };
     Ok(serde_json::to_string_pretty(&report)? + "\n")
 }
