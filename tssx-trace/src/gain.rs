@@ -12,9 +12,10 @@ use crate::output::short;
 use crate::recording::{Recording, ServiceRecord};
 
 /// What holds for every prediction.
-pub(crate) const ASSUMPTIONS: [&str; 4] = [
+pub(crate) const ASSUMPTIONS: [&str; 5] = [
     "messages as many and as large as in the recording, and a message of each direction answers one of the other",
     "likely: the ends take turns on one CPU while plain and have two with rings; least: they share one, or sleep; most: they have two always",
+    "likely, for a process with several connections: every other message is there before the process waits for it",
     "times come from this host's calibration, taken when it was as busy as it was then",
     "the rate grows by the factor only where a client waits for each answer before it goes on, and at least one end is never idle otherwise",
 ];
@@ -99,8 +100,9 @@ pub(crate) fn predict(calibration: &Calibration, seen: &Seen) -> Option<Gain> {
     let stream = table.spread(Shape::Stream, |point| point.saved_ns)?;
     let mut trip = widest(&ANSWERED.map(|shape| table.trip(shape, lanes * 1e9 / seen.round_trips.max(f64::MIN_POSITIVE))))?;
     if seen.connections > seen.processes {
-        // A process with several connections finds the next message without having waited for it: only the calls count.
-        trip.least = trip.least.min(2.0 * stream.least);
+        // A process with several connections often finds the next message without having waited for it: then the calls alone count.
+        let (least, calls) = (trip.least.min(2.0 * stream.least), 2.0 * stream.median);
+        trip = Spread { least, median: f64::midpoint(trip.median, calls), most: trip.most.max(calls) };
     }
     let per_second = |of: fn(&Spread) -> f64| (seen.round_trips * of(&trip) + seen.one_way * of(&stream)) / 1e9;
     let saved =
@@ -112,7 +114,8 @@ pub(crate) fn predict(calibration: &Calibration, seen: &Seen) -> Option<Gain> {
     };
     let answered = |spreads: [Option<Spread>; 2]| widest(&spreads).filter(|_| seen.round_trips > 0.0);
     let bare = |shape| {
-        Some(table.mean(shape, &|point| point.plain.time_ns.most)? / table.mean(shape, &|point| point.rings.time_ns.least)?)
+        let plain = table.mean(shape, &|point| point.plain.time_ns.median)? + table.beside(shape)?;
+        Some(plain / table.mean(shape, &|point| point.rings.time_ns.median)?)
     };
     let best = [bare(Shape::RoundTrip)?, bare(Shape::Events)?, bare(Shape::Stream)?].into_iter().fold(1.0, f64::max);
     let factor = |saved: f64, lanes: f64| if saved < lanes { (lanes / (lanes - saved)).min(best) } else { best };
@@ -158,9 +161,12 @@ impl Table<'_> {
         // The scheduler wakes a waiter beside its waker as a rule, and does not where both spin: one CPU plain, two with rings.
         let beside = self.beside(shape)?;
         let near = two.median + beside;
-        let likely = near * self.share(shape, (each_ns - (plain + beside)).max(0.0) / 1e3)?;
-        // An exchange that is as fast as that cannot have been one between two CPUs.
-        let most = if each_ns < plain { plain + beside - rings } else { two.most };
+        let pause_us = (each_ns - (plain + beside)).max(0.0) / 1e3;
+        let likely = near * self.share(shape, pause_us)?;
+        // An exchange that is as fast as that cannot have been one between two CPUs; one that is slower may have slept, and cannot save
+        // more than all the time it takes.
+        let slept = two.most.max(self.slept(shape, pause_us)?).min(each_ns - rings);
+        let most = if each_ns < plain { plain + beside - rings } else { slept };
         let least = two.least.min(likely).min(self.shared(shape)?);
         Some(Spread { least, median: likely, most: most.max(near).max(likely) })
     }
@@ -192,6 +198,12 @@ impl Table<'_> {
         let without = self.at(shape, size as f64, &|point| point.saved_ns.median)?;
         let part = |point: &Point| (point.saved_ns.median / without.max(f64::MIN_POSITIVE)).clamp(-1.0, 1.0);
         between(paused().map(|point| (point.pause_us as f64, part(point))).chain([(0.0, 1.0)]).collect(), pause_us)
+    }
+
+    /// The most that is saved where the ends compute so many microseconds for each round trip, and sleep meanwhile.
+    fn slept(&self, shape: Shape, pause_us: f64) -> Option<f64> {
+        let paused = self.points.iter().filter(|point| point.shape == shape && point.pause_us > 0);
+        between(paused.map(|point| (point.pause_us as f64, point.saved_ns.most)).collect(), pause_us)
     }
 
     fn on_one_cpu(&self, shape: Shape) -> Option<&Point> {

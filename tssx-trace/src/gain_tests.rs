@@ -22,6 +22,7 @@ fn host() -> Calibration {
         points.push(point(shape, 64, 0, true, 10_000.0, 8000.0));
     }
     points.extend([1, 1 << 20].map(|bytes| point(Shape::Stream, bytes, 0, false, 1000.0, 100.0)));
+    points.push(point(Shape::Stream, 64, 0, true, 1000.0, 200.0));
     Calibration::new(Path::new("/l.so"), 1, points)
 }
 
@@ -39,7 +40,7 @@ fn a_client_that_only_waits_gets_what_the_exchange_gets() {
     assert!(near(gain.saved_per_second.median, 0.9), "{gain:?}");
     assert!(near(gain.rate_factor.median, 10.0), "{gain:?}");
     assert!(near(gain.saved_per_second.least, 0.18), "where the ends share a CPU: {gain:?}");
-    assert!(gain.saved_per_second.most >= 0.9 && gain.rate_factor.most >= 10.0, "{gain:?}");
+    assert!(gain.saved_per_second.most >= 0.9 && gain.rate_factor.most >= 9.99, "{gain:?}");
     assert!(near(gain.round_trip_plain_ns.expect("answered").median, 10_000.0), "{gain:?}");
     assert!(near(gain.round_trip_rings_ns.expect("answered").median, 1000.0), "{gain:?}");
 }
@@ -82,13 +83,14 @@ fn a_stream_gains_by_its_messages_and_has_no_latency() {
 fn a_process_with_a_crowd_of_connections_may_gain_by_its_calls_alone() {
     let gain = predict(&host(), &seen(100_000.0, 0.0, 50.0)).expect("complete");
     assert!(near(gain.saved_per_second.least, 0.162), "{gain:?}");
+    assert!(near(gain.saved_per_second.median, 0.54), "half of what 9 µs and twice 0.9 µs come to: {gain:?}");
     assert!(gain.rate_factor.least < 1.01 && gain.rate_factor.most > 5.0, "{gain:?}");
 }
 
 #[test]
 fn no_rate_grows_by_more_than_the_bare_exchange() {
     let gain = predict(&host(), &seen(10_000_000.0, 0.0, 1.0)).expect("complete");
-    assert!(gain.rate_factor.most <= 10.0 * 1.1 / 0.9 + 1e-6, "{gain:?}");
+    assert!(gain.rate_factor.most <= 10.0 + 1e-6, "{gain:?}");
 }
 
 #[test]
@@ -109,6 +111,6 @@ fn an_incomplete_calibration_predicts_nothing() {
 #[test]
 fn the_line_tells_range_and_unit() {
     let line = predict(&host(), &seen(100_000.0, 0.0, 1.0)).expect("complete").line();
-    assert!(line.starts_with("predicted: 0.900 (0.180 to 0.990) s saved each second"), "{line}");
+    assert!(line.starts_with("predicted: 0.900 (0.180 to 0.910) s saved each second"), "{line}");
     assert!(line.contains("likely 1.00 µs instead of 10.00 µs"), "{line}");
 }
