@@ -25,6 +25,16 @@ pub(crate) mod exit {
     pub(crate) const BELOW_MINIMUM: u8 = 4;
     /// There was nothing to judge or to suggest.
     pub(crate) const NOTHING: u8 = 5;
+
+    /// What they and clap's own mean, for the man pages.
+    pub(crate) const MEANINGS: [(u8, &str); 6] = [
+        (0, "Done: with a minimum asked for, every hit rate is at least that."),
+        (FAILED, "Could not do it; the message says what is missing and the remedy."),
+        (2, "Wrong usage."),
+        (LOST, "Some traffic could not be counted: the figures are lower bounds."),
+        (BELOW_MINIMUM, "A hit rate is below --min-hit-rate."),
+        (NOTHING, "There was nothing to judge or to suggest, or (doctor) traffic cannot be measured here."),
+    ];
 }
 
 const AFTER_HELP: &str = "\
@@ -60,6 +70,10 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measure on this host what rings save, by size of the message, and keep the figures
     Bench(BenchArgs),
+    /// Print a man page, or write all of them
+    Man(ManArgs),
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
     /// One of the two processes of a measurement
     #[command(hide = true)]
     BenchEnd(BenchEndArgs),
@@ -99,6 +113,31 @@ pub(crate) struct BenchArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tssx-trace man | man -l -
+  tssx-trace man --directory /usr/local/share/man/man1
+
+Exit status: 0 done; 1 could not do it.")]
+pub(crate) struct ManArgs {
+    /// Write one file for the program and one for each subcommand here
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tssx-trace completions bash > /etc/bash_completion.d/tssx-trace
+  tssx-trace completions zsh > ~/.zfunc/_tssx-trace
+
+Exit status: 0 done; 1 could not do it.")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct BenchEndArgs {
     /// What to do, as JSON
     pub(crate) task: String,
@@ -107,6 +146,10 @@ pub(crate) struct BenchEndArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Every mode is tried for real: its programs are loaded, attached and taken away again.
+
+Examples:
+  sudo tssx-trace doctor
+  sudo tssx-trace doctor --json | jq .
 
 Exit status: 0 traffic can be measured; 5 only snapshots work, or nothing.")]
 pub(crate) struct DoctorArgs {
@@ -254,6 +297,9 @@ impl DiscoverArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  tssx-trace suggest --from /run/tssx/discover.json --min-calls 100
+
 The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=:
   tssx-trace suggest > tssx.env
   set -a; . ./tssx.env; set +a; redis-server --unixsocket /run/redis.sock
@@ -261,7 +307,9 @@ The output is a file of KEY=\"value\" lines that a shell can source and systemd 
 With --predict the comments tell what each selected socket would gain on this host, from least to most:
   tssx-trace bench && tssx-trace suggest --predict
 
-Needs no privilege. The same recording, and calibration, always gives the same file.")]
+Needs no privilege. The same recording, and calibration, always gives the same file.
+
+Exit status: 0 done; 1 could not do it; 5 nothing to suggest.")]
 pub(crate) struct SuggestArgs {
     /// The recording to read
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
@@ -311,7 +359,9 @@ beside tssx-trace, or in the system's library directories; an LD_PRELOAD that is
 
 Examples:
   tssx-trace run --socket /run/redis.sock -- redis-server --unixsocket /run/redis.sock
-  tssx-trace run --env tssx.env -- redis-benchmark -s /run/redis.sock")]
+  tssx-trace run --env tssx.env -- redis-benchmark -s /run/redis.sock
+
+Exit status: that of the command; 1 it could not be started.")]
 pub(crate) struct RunArgs {
     /// A socket to accelerate, as in USE_TSSX: a path, a glob, or @name; may be repeated
     #[arg(long, value_name = "PATTERN")]

@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         cli::Command::Verify(args) => commands::verify::run(args),
         cli::Command::Doctor(args) => commands::doctor::run(args),
         cli::Command::Bench(args) => commands::bench::run(args),
+        cli::Command::Man(args) => commands::manual::man(args),
+        cli::Command::Completions(args) => commands::manual::completions(args),
         cli::Command::BenchEnd(args) => commands::bench::end(args),
     };
     match outcome {

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod discover;
 pub(crate) mod doctor;
 mod follow;
+pub(crate) mod manual;
 pub(crate) mod run;
 pub(crate) mod suggest;
 pub(crate) mod verify;
