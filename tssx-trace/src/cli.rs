@@ -187,11 +187,16 @@ impl DiscoverArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=:
+Each socket gets a verdict, recommended, possible or blocked, with the reasons and the remedies as comments. Only what is
+recommended is selected. The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=:
   tssx-trace suggest > tssx.env
   set -a; . ./tssx.env; set +a; redis-server --unixsocket /run/redis.sock
+  tssx-trace suggest --format systemd --unit redis.service > /etc/systemd/system/redis.service.d/tssx.conf
+  tssx-trace suggest --format json | jq '.sockets[] | {display, level, codes: [.findings[].code]}'
 
-Needs no privilege. The same recording always gives the same file.")]
+Needs no privilege. The same recording always gives the same bytes.
+
+Exit status: 0 something is selected; 1 could not do it; 3 the recording misses too much; 5 nothing to suggest.")]
 pub(crate) struct SuggestArgs {
     /// The recording to read
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
@@ -199,6 +204,34 @@ pub(crate) struct SuggestArgs {
     /// Leave out sockets with fewer sending calls per second
     #[arg(long, value_name = "RATE", default_value_t = 10.0)]
     pub(crate) min_calls: f64,
+    /// Select sockets that are only possible too, as far as they had traffic
+    #[arg(long)]
+    pub(crate) possible: bool,
+    /// What to print: a file for shells and EnvironmentFile=, drop-ins, an extension of compose.yaml, or JSON
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Advised::Shell)]
+    pub(crate) format: Advised,
+    /// With --format systemd, print the drop-in of this unit alone
+    #[arg(long, value_name = "UNIT")]
+    pub(crate) unit: Option<String>,
+    /// The share of calls or connections that may have gone uncounted: 0.01 or 1%
+    #[arg(long, value_name = "RATE", default_value = "1%", value_parser = parse_rate)]
+    pub(crate) max_losses: f64,
+    /// Advise from a recording that misses more, too
+    #[arg(long)]
+    pub(crate) accept_losses: bool,
+}
+
+/// How advice is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Advised {
+    /// KEY="value" lines
+    Shell,
+    /// One drop-in for each unit
+    Systemd,
+    /// An extension that services merge
+    Compose,
+    /// One document
+    Json,
 }
 
 #[derive(Debug, Args)]

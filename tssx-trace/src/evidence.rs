@@ -14,6 +14,9 @@ pub(crate) struct Evidence {
     pub(crate) kernel_sizes: Vec<SizeCount>,
     /// The most processes that moved bytes on one end of one connection: more than one keeps it on the kernel socket.
     pub(crate) most_processes_on_one_end: u64,
+    /// Messages that carried descriptors or credentials; `None`: not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) descriptor_messages: Option<u64>,
 }
 
 /// How many sends had a size of `from_bytes` or more, and less than twice that.
@@ -39,6 +42,7 @@ impl Evidence {
             }
         }
         let kernel_sizes = sizes.into_iter().map(|(from_bytes, calls)| SizeCount { from_bytes, calls }).collect();
-        Some(Self { kernel_sizes, most_processes_on_one_end: processes.into_values().max().unwrap_or(0) })
+        let most_processes_on_one_end = processes.into_values().max().unwrap_or(0);
+        Some(Self { kernel_sizes, most_processes_on_one_end, descriptor_messages: None })
     }
 }

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tssx_core::ledger::layout::SLOT_CLOSED;
 use tssx_core::reason::Reason;
 
+use crate::advice::Side;
 use crate::inventory::Kind;
 use crate::join::{Connection, End, describe, make_absolute, services};
 use crate::names::SocketName;
@@ -86,10 +87,9 @@ pub(crate) struct EndReport {
 }
 
 /// How many connections have one reason at one end.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct ReasonCount {
-    /// `server` or `client`.
-    pub(crate) end: &'static str,
+    pub(crate) end: Side,
     /// The library's reason, or `no-library` where the end has no ledger.
     pub(crate) reason: String,
     pub(crate) explanation: String,
@@ -144,7 +144,6 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         connections: Vec::new(),
         disagreements: 0,
     };
-    let mut reasons = BTreeMap::new();
     for connection in connections {
         let total = connection.total();
         if !connection.is_selected() {
@@ -166,18 +165,24 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
             u64::from(disagrees(&connection.client, &connection.server) || disagrees(&connection.server, &connection.client));
         let [server, client] = connection.ends().map(|end| end_report(end, connection.is_accelerated()));
         report.connections.push(ConnectionReport { accelerated: connection.is_accelerated(), server, client });
-        for (end, which) in connection.ends().into_iter().zip(["server", "client"]) {
+    }
+    report.hit_rate = hit_rate(report.ring_bytes, report.kernel_bytes);
+    report.reasons = reasons(connections);
+    report
+}
+
+/// Why selected connections are (or went back) on the kernel socket, with the number of connections.
+pub(crate) fn reasons(connections: &[Connection]) -> Vec<ReasonCount> {
+    let mut counts = BTreeMap::new();
+    for connection in connections.iter().filter(|connection| connection.is_selected()) {
+        for (end, side) in connection.ends().into_iter().zip(Side::BOTH) {
             if let Some((reason, explanation)) = reason(end, connection.is_accelerated()) {
-                *reasons.entry((which, reason, explanation)).or_insert(0) += 1;
+                *counts.entry((side.name(), reason, explanation, side)).or_insert(0) += 1;
             }
         }
     }
-    report.hit_rate = hit_rate(report.ring_bytes, report.kernel_bytes);
-    report.reasons = reasons
-        .into_iter()
-        .map(|((end, reason, explanation), connections)| ReasonCount { end, reason, explanation, connections })
-        .collect();
-    report
+    let count = |((_, reason, explanation, end), connections)| ReasonCount { end, reason, explanation, connections };
+    counts.into_iter().map(count).collect()
 }
 
 /// `None` where nothing moved: a rate of nothing is no rate.

@@ -1,9 +1,11 @@
 //! Who holds which socket, by /proc: the silent holders that the kernel programs never see calling.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 
 use procfs::process::{FDTarget, Process};
 
+use crate::facts::{Gatherer, ProgramRecord};
 use crate::identity::Identity;
 
 /// Every process that could be looked at, and the sockets it holds.
@@ -12,9 +14,21 @@ pub(crate) struct Processes {
     names: HashMap<u32, String>,
     identities: HashMap<u32, Identity>,
     holders: HashMap<u64, BTreeSet<u32>>,
+    programs: HashMap<u32, ProgramRecord>,
+    gatherer: Gatherer,
 }
 
 impl Processes {
+    /// None yet; of each it will be asked whether it can see this library.
+    pub(crate) fn new(library: Option<PathBuf>) -> Self {
+        Self { gatherer: Gatherer::new(library), ..Self::default() }
+    }
+
+    /// The library that is looked for in each process.
+    pub(crate) fn library(&self) -> Option<&PathBuf> {
+        self.gatherer.library()
+    }
+
     /// Adds what /proc shows now to what earlier scans showed. Processes that vanish while being looked at are passed over.
     pub(crate) fn refresh(&mut self) {
         for pid in pids() {
@@ -39,11 +53,22 @@ impl Processes {
         self.holders.get(&inode).into_iter().flatten().copied()
     }
 
-    /// Keeps name and owner of a process for the time when it is gone.
+    /// The facts about the process's program, if it was seen alive.
+    pub(crate) fn program(&self, pid: u32) -> Option<&ProgramRecord> {
+        self.programs.get(&pid)
+    }
+
+    /// Keeps name, owner and facts of a process for the time when it is gone.
     pub(crate) fn remember(&mut self, pid: u32) {
         if let Some(name) = command_name(pid) {
             self.names.insert(pid, name);
             self.identities.insert(pid, Identity::of(pid));
+        }
+        // What is about to end, and has no memory any more, tells nothing new.
+        if let Some(facts) = self.gatherer.look(pid)
+            && (facts.program.is_some() || !self.programs.contains_key(&pid))
+        {
+            self.programs.insert(pid, facts);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::cost::{Cost, Meter};
 use crate::inventory::Inventory;
 use crate::join;
 use crate::ledgers::Ledgers;
+use crate::library;
 use crate::losses::Losses;
 use crate::mode::Mode;
 use crate::output;
@@ -183,7 +184,7 @@ impl Sources {
         let started = Instant::now();
         look_at_sockets(&mut inventory)?;
         inventory.begin();
-        let mut processes = Processes::default();
+        let mut processes = Processes::new(library::find().ok());
         processes.refresh();
         let seen = Observation {
             elapsed: Duration::ZERO,

@@ -161,7 +161,8 @@ fn explain(text: &mut String, report: &SocketReport) {
     }
     for count in &report.reasons {
         let connections = plural(count.connections, "connection");
-        let _ = writeln!(text, "{}: {connections}, {} end: {}: {}", report.display, count.end, count.reason, count.explanation);
+        let _ =
+            writeln!(text, "{}: {connections}, {} end: {}: {}", report.display, count.end.name(), count.reason, count.explanation);
     }
     if report.not_selected > 0 {
         let connections = plural(report.not_selected, "connection");
