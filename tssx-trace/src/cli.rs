@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::explanation::Subject;
 use crate::filter::{Filter, Sort};
 use crate::mode::{Wanted, parse_wanted};
 use crate::names::SocketName;
@@ -32,6 +33,7 @@ Examples:
   tssx-trace suggest > tssx.env            propose which sockets to accelerate
   set -a; . ./tssx.env; set +a             take the proposal into a shell, then start server and client from it
   tssx-trace run --socket /run/x.sock -- CMD   start one command accelerated
+  sudo tssx-trace explain /run/x.sock      tell why that socket is not accelerated
   sudo tssx-trace verify                   measure how much of the traffic really is accelerated
 
 Exit status: 0 done; 1 could not do it (the message says what is missing); 2 wrong usage; 3 some traffic could not be
@@ -53,6 +55,8 @@ pub(crate) enum Command {
     Suggest(SuggestArgs),
     /// Measure the fast-path hit rate of each selected socket, and the reason of each miss (needs root, or what doctor names)
     Verify(VerifyArgs),
+    /// Tell why a socket, or the sockets of a process, are not accelerated, and what to do (needs root, or --from)
+    Explain(ExplainArgs),
     /// Start a command with the library and a selection of sockets
     Run(RunArgs),
     /// Show what the tracer can do on this machine, what it lacks, and the remedy
@@ -232,6 +236,31 @@ pub(crate) enum Advised {
     Compose,
     /// One document
     Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Shows both ends side by side with what decides, the verdict of `suggest`, and each reason with its code and remedy. It watches first, so that
+traffic and who calls are known; a recording of `discover` has the same.
+
+Examples:
+  sudo tssx-trace explain /run/redis.sock
+  tssx-trace explain --from /run/tssx/discover.json @name
+  sudo tssx-trace explain $(pidof psql) --json | jq '.sockets[].findings[] | {code, end, remedy}'
+
+Exit status: 0 explained; 1 could not do it; 3 some traffic could not be counted; 5 no such socket or process was seen.")]
+pub(crate) struct ExplainArgs {
+    /// A socket, by path or as @name, or a process by its number (a file named 123 is ./123)
+    #[arg(value_name = "SOCKET|PID")]
+    pub(crate) subject: Subject,
+    /// Explain by this recording instead of watching; needs no privilege
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "mode", "max_sockets", "ring_bytes", "kernel_log"])]
+    pub(crate) from: Option<PathBuf>,
+    /// Sending calls per second below which a socket does not gain
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub(crate) min_calls: f64,
+    #[command(flatten)]
+    pub(crate) window: WindowArgs,
 }
 
 #[derive(Debug, Args)]

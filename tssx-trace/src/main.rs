@@ -7,7 +7,8 @@
 //! by [`identity`] and [`container`] whose it is and where it runs, and by [`facts`] what its program can do. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
 //! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a [`recording`], and the recording into a
 //! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from
-//! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format.
+//! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format;
+//! an [`explanation`] shows one socket's two ends side by side.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
@@ -20,6 +21,7 @@ mod container;
 mod cost;
 mod env_file;
 mod evidence;
+mod explanation;
 mod facts;
 mod filter;
 mod hit_rate;
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         cli::Command::Suggest(args) => commands::suggest::run(args),
         cli::Command::Run(args) => commands::run::run(args),
         cli::Command::Verify(args) => commands::verify::run(args),
+        cli::Command::Explain(args) => commands::explain::run(args),
         cli::Command::Doctor(args) => commands::doctor::run(args),
     };
     match outcome {

@@ -37,6 +37,8 @@ pub(crate) enum Code {
     LibraryReason,
     DifferentUsers,
     AlreadyAccelerated,
+    LibraryNotLoaded,
+    NotSelected,
     IncompleteEvidence,
 }
 
@@ -62,7 +64,7 @@ const LINK: &str = "run a build of it that is linked dynamically with glibc";
 const WATCH: &str = "record again while the programs work, with a longer --duration";
 
 /// Every code in order: name, weight, what it means, what to do.
-const TABLE: [Row; 31] = [
+const TABLE: [Row; 33] = [
     Row(Code::NotAStream, "not-a-stream", Block, "only stream sockets can be accelerated", NONE),
     Row(
         Code::NoName,
@@ -219,6 +221,20 @@ const TABLE: [Row; 31] = [
         "give both the same file",
     ),
     Row(Code::AlreadyAccelerated, "already-accelerated", Note, "it is accelerated already", "keep it in USE_TSSX"),
+    Row(
+        Code::LibraryNotLoaded,
+        "library-not-loaded",
+        Note,
+        "it was started without the library",
+        "start it with LD_PRELOAD and USE_TSSX, as `tssx-trace suggest` prints them",
+    ),
+    Row(
+        Code::NotSelected,
+        "not-selected",
+        Note,
+        "the library is there, but its USE_TSSX does not name this socket, or the connection is older than the library",
+        "add the socket to USE_TSSX, and start it again",
+    ),
     Row(
         Code::IncompleteEvidence,
         "incomplete-evidence",

@@ -96,6 +96,33 @@ fn obstacles(process: &ProcessRecord, program: &ProgramRecord, side: Side) -> BT
     codes
 }
 
+/// Programs that run without the library; or with it, where no connection of the socket is selected.
+pub(super) fn without_library(recording: &Recording, service: &ServiceRecord) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for side in Side::BOTH {
+        let processes = deciding(service, side);
+        let with = |wanted: bool| -> Vec<&ProcessRecord> {
+            let is = |process: &ProcessRecord| recording.program(process.pid).and_then(|program| program.library_loaded);
+            processes.iter().copied().filter(|process| is(process) == Some(wanted)).collect()
+        };
+        let not_selected = if service.selected == 0 && service.connections > 0 { with(true) } else { Vec::new() };
+        // Of what keeps the library out, that reason is told instead.
+        let kept_out = |process: &ProcessRecord| {
+            let obstacles = recording.program(process.pid).map(|program| obstacles(process, program, side)).unwrap_or_default();
+            obstacles.iter().any(|code| code.weight() == Weight::Block)
+        };
+        let without = with(false).into_iter().filter(|process| !kept_out(process)).collect();
+        for (code, those) in [(Code::LibraryNotLoaded, without), (Code::NotSelected, not_selected)] {
+            if !those.is_empty() {
+                let mut finding = Finding { end: Some(side), ..Finding::new(code, names(&those)) };
+                finding.processes = those.iter().map(|process| process.pid).collect();
+                findings.push(finding);
+            }
+        }
+    }
+    findings
+}
+
 /// What the two ends say together.
 fn between(recording: &Recording, service: &ServiceRecord) -> Vec<Finding> {
     let programs = |side| deciding(service, side).into_iter().filter_map(|process| recording.program(process.pid));

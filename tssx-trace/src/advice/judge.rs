@@ -16,6 +16,13 @@ const PASSES_DESCRIPTORS: [&[u8]; 5] = [b"/run/dbus/", b"/var/run/dbus/", b"/run
 /// Reasons of the library that say no more than that its other end, or time, is missing.
 const WAITING: [&str; 5] = ["no-library", "undecided", "peer-not-ready", "too-few-operations", "closed"];
 
+/// The same verdict, with what an operator asks who has started the programs already: whether the library is in them.
+pub(crate) fn explain(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Verdict {
+    let mut findings = judge(recording, service, min_calls).findings;
+    findings.extend(ends::without_library(recording, service));
+    Verdict::new(findings)
+}
+
 /// Judges one socket; `min_calls` is the least number of sending calls a second that gain.
 pub(crate) fn judge(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Verdict {
     let mut findings = Vec::new();

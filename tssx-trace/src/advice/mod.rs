@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use code::{Code, Weight};
 pub(crate) use ends::deciding;
-pub(crate) use judge::judge;
+pub(crate) use judge::{explain, judge};
 
 /// One end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -26,6 +26,19 @@ pub(crate) enum Linkage {
     Foreign,
 }
 
+impl Linkage {
+    /// For people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Glibc => "glibc",
+            Self::Musl => "musl",
+            Self::Other => "another libc",
+            Self::Static => "nothing: static",
+            Self::Foreign => "another architecture",
+        }
+    }
+}
+
 /// Functions of libc that decide what the library can see, each true if it is called by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Imports {

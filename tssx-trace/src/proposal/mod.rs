@@ -15,7 +15,7 @@ use crate::names::SocketName;
 use crate::output::{plural, short};
 use crate::recording::{Recording, ServiceRecord, summary};
 
-pub(crate) use targets::{Place, Target};
+pub(crate) use targets::{Place, Target, place_of};
 
 /// What the library takes of USE_TSSX: with more it stays out of the way altogether.
 const MAX_NAMES: usize = 256;

@@ -89,6 +89,22 @@ fn unit(cgroup: &str) -> Option<(String, Option<u32>)> {
     found.filter(|unit| unit.bytes().all(allowed)).map(|unit| (unit, user))
 }
 
+impl Place {
+    fn text(&self) -> String {
+        match self {
+            Self::Unit { unit, user: None } => format!("unit {unit}"),
+            Self::Unit { unit, user: Some(user) } => format!("unit {unit} of user {user}"),
+            Self::Container { container } => format!("container {container}"),
+            Self::Command { program } => format!("command {program}"),
+        }
+    }
+}
+
+/// Where the environment of a process is set, for people.
+pub(crate) fn place_of(recording: &Recording, process: &ProcessRecord) -> String {
+    place(recording, process).text()
+}
+
 impl Target {
     /// The words for it, each once.
     pub(crate) fn words(&self) -> Vec<&str> {
@@ -103,12 +119,7 @@ impl Target {
 
     /// What it is, and which ends of what, in one line.
     pub(crate) fn line(&self) -> String {
-        let place = match &self.place {
-            Place::Unit { unit, user: None } => format!("unit {unit}"),
-            Place::Unit { unit, user: Some(user) } => format!("unit {unit} of user {user}"),
-            Place::Container { container } => format!("container {container}"),
-            Place::Command { program } => format!("command {program}"),
-        };
+        let place = self.place.text();
         let ends: Vec<_> =
             self.ends.iter().zip(&self.patterns).map(|(end, pattern)| format!("{} of {pattern}", end.name())).collect();
         format!("{place}: {} ({})", ends.join(", "), self.processes.join(", "))

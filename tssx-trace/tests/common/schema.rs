@@ -24,6 +24,11 @@ impl Schema {
         Self::parse(include_str!("../../schema/suggest-1.json"))
     }
 
+    /// That of `explain`.
+    pub(crate) fn of_explain() -> Self {
+        Self::parse(include_str!("../../schema/explain-1.json"))
+    }
+
     fn parse(text: &str) -> Self {
         Self { root: serde_json::from_str(text).expect("the schema is JSON") }
     }
