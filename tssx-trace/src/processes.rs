@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use procfs::process::{FDTarget, Process};
 
@@ -15,6 +16,8 @@ pub(crate) struct Processes {
     identities: HashMap<u32, Identity>,
     holders: HashMap<u64, BTreeSet<u32>>,
     programs: HashMap<u32, ProgramRecord>,
+    /// Those whose facts are still to be asked.
+    wanted: Vec<u32>,
     gatherer: Gatherer,
 }
 
@@ -58,12 +61,40 @@ impl Processes {
         self.programs.get(&pid)
     }
 
-    /// Keeps name, owner and facts of a process for the time when it is gone.
+    /// Keeps name and owner of a process, and soon the facts about it, for the time when it is gone.
     pub(crate) fn remember(&mut self, pid: u32) {
         if let Some(name) = command_name(pid) {
             self.names.insert(pid, name);
             self.identities.insert(pid, Identity::of(pid));
         }
+        if !self.programs.contains_key(&pid) {
+            self.wanted.push(pid);
+        }
+    }
+
+    /// Asks for the facts about programs that are new, the newest first because it may end first; no longer than `most`, if that is given: what
+    /// is counted meanwhile does not wait. The rest is asked next time.
+    pub(crate) fn gather(&mut self, most: Option<Duration>) {
+        let started = Instant::now();
+        while most.is_none_or(|most| started.elapsed() < most)
+            && let Some(pid) = self.wanted.pop()
+        {
+            self.look(pid);
+        }
+    }
+
+    /// Asks for all facts again, at the end: programs change what they are by exec, and what they hold.
+    pub(crate) fn gather_again(&mut self) {
+        let mut all = std::mem::take(&mut self.wanted);
+        all.extend(self.programs.keys());
+        all.sort_unstable();
+        all.dedup();
+        for pid in all {
+            self.look(pid);
+        }
+    }
+
+    fn look(&mut self, pid: u32) {
         // What is about to end, and has no memory any more, tells nothing new.
         if let Some(facts) = self.gatherer.look(pid)
             && (facts.program.is_some() || !self.programs.contains_key(&pid))

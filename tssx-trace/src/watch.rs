@@ -33,6 +33,8 @@ const CHURN_PERIOD: Duration = Duration::from_millis(1);
 const CHURN: usize = 32;
 /// A kind of look may take one part in so many of one CPU: on a host with very many processes or sockets looks get rarer.
 const LOOK_SHARE: u32 = 20;
+/// How long at once facts about new programs are asked for: readings of ledgers wait for it.
+const FACTS_TIME: Duration = Duration::from_millis(1);
 /// The same for readings, which lose something if they come too late.
 const READING_SHARE: u32 = 4;
 
@@ -120,11 +122,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
             () = &mut end => break false,
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
-            pids = next_arrivals(&mut arrivals) => {
-                let pids = pids?;
-                sources.seen.ledgers.look_into(&pids);
-                sources.seen.processes.remember_new(pids.into_iter());
-            }
+            pids = next_arrivals(&mut arrivals) => sources.meet(&pids?),
             _ = ledger_ticks.tick() => {
                 let started = Instant::now();
                 sources.seen.ledgers.refresh();
@@ -136,7 +134,10 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
                 let period = if sources.seen.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
                 reading_ticks.reset_after(pause(period, READING_SHARE, started));
             }
-            _ = birth_ticks.tick() => sources.read_births(),
+            _ = birth_ticks.tick() => {
+                sources.read_births();
+                sources.seen.processes.gather(Some(FACTS_TIME));
+            }
             _ = view_ticks.tick() => {
                 let started = Instant::now();
                 sources.look_now()?;
@@ -176,6 +177,9 @@ impl Sources {
         let meter = Meter::start();
         let mut inventory = Inventory::open()?;
         // Whatever takes long comes first, so that the kernel's counters and the ledgers' begin at one moment.
+        let mut processes = Processes::new(library::find().ok());
+        processes.refresh();
+        processes.gather(None);
         let mut ledgers = Ledgers::find();
         let mut probe = Probe::attach(options)?;
         let births = probe.births()?;
@@ -184,7 +188,6 @@ impl Sources {
         let started = Instant::now();
         look_at_sockets(&mut inventory)?;
         inventory.begin();
-        let mut processes = Processes::new(library::find().ok());
         processes.refresh();
         let seen = Observation {
             elapsed: Duration::ZERO,
@@ -199,6 +202,13 @@ impl Sources {
             interrupted: false,
         };
         Ok(Self { started, meter, probe, births, seen })
+    }
+
+    /// Looks at processes that just began to use Unix sockets.
+    fn meet(&mut self, pids: &[u32]) {
+        self.seen.ledgers.look_into(pids);
+        self.seen.processes.remember_new(pids.iter().copied());
+        self.seen.processes.gather(Some(FACTS_TIME));
     }
 
     fn read_births(&mut self) {
@@ -228,6 +238,7 @@ impl Sources {
         self.seen.elapsed = self.started.elapsed();
         self.seen.traffic = self.probe.traffic()?;
         self.look_at_the_rest()?;
+        self.seen.processes.gather_again();
         self.probe.flush_log();
         for refused in self.seen.ledgers.refused() {
             output::note(&format!("warning: a ledger was not read: {refused}"));

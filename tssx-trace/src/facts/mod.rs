@@ -83,7 +83,7 @@ impl ProgramRecord {
 /// Asks for facts, and remembers what files said.
 #[derive(Debug, Default)]
 pub(crate) struct Gatherer {
-    /// By device and inode, as `/proc/PID/maps` shows them.
+    /// Libraries by device and inode, as `/proc/PID/maps` shows them, and programs by those of stat(2) with the time of the last change.
     files: HashMap<Vec<u8>, Option<ElfFacts>>,
     /// The library that would be preloaded, if there is one.
     library: Option<PathBuf>,
@@ -106,7 +106,7 @@ impl Gatherer {
         let namespace = |kind: &str| std::fs::metadata(format!("/proc/{pid}/ns/{kind}")).ok().map(|found| found.ino());
         let status = read("status")?;
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok().map(|path| path.into_os_string().into_encoded_bytes());
-        let own = File::open(format!("/proc/{pid}/exe")).ok().and_then(elf::read);
+        let own = File::open(format!("/proc/{pid}/exe")).ok().and_then(|file| self.executable(file));
         let maps = read("maps").filter(|maps| !maps.is_empty());
         let mut loaded = maps.as_deref().map(image::programs);
         let names = |part: &'static [u8]| {
@@ -137,6 +137,15 @@ impl Gatherer {
             library_loaded,
             library_visible: self.is_visible(pid),
         })
+    }
+
+    /// What the program's own file says.
+    fn executable(&mut self, file: File) -> Option<ElfFacts> {
+        let metadata = file.metadata().ok()?;
+        // Another spelling than that of maps: on some file systems the two name different devices.
+        let (device, inode, changed) = (metadata.dev(), metadata.ino(), (metadata.mtime(), metadata.mtime_nsec()));
+        let id = format!("{device} {inode} {changed:?}").into_bytes();
+        *self.files.entry(id).or_insert_with(|| elf::read(file))
     }
 
     /// What the program and its libraries call by name; `None` where one of them could not be read.
