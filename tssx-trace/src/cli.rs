@@ -25,6 +25,8 @@ pub(crate) mod exit {
     pub(crate) const BELOW_MINIMUM: u8 = 4;
     /// There was nothing to judge or to suggest.
     pub(crate) const NOTHING: u8 = 5;
+    /// A socket that was expected to be accelerated is not.
+    pub(crate) const UNEXPECTED: u8 = 6;
 }
 
 const AFTER_HELP: &str = "\
@@ -37,7 +39,7 @@ Examples:
   sudo tssx-trace verify                   measure how much of the traffic really is accelerated
 
 Exit status: 0 done; 1 could not do it (the message says what is missing); 2 wrong usage; 3 some traffic could not be
-counted; 4 a hit rate is below --min-hit-rate; 5 nothing to judge or to suggest.";
+counted; 4 a hit rate is below --min-hit-rate; 5 nothing to judge or to suggest; 6 a socket of --expect is not accelerated.";
 
 /// Finds the Unix sockets worth accelerating with TSSX and proves afterwards that they are.
 #[derive(Debug, Parser)]
@@ -271,15 +273,19 @@ statistics, the rest from the kernel programs, less the library's own doorbell b
 Examples:
   sudo tssx-trace verify --min-hit-rate 99% /run/redis.sock
   sudo tssx-trace verify --duration 30s --json
+  sudo tssx-trace verify --expect /run/redis.sock --min-hit-rate 99% > /dev/null || alert
 
-Exit status: 0 every hit rate is at least the minimum; 3 some traffic could not be counted; 4 a hit rate is below it;
-5 no selected connection carried a byte although --min-hit-rate or a socket was given.")]
+Exit status, the first that applies: 6 a socket of --expect has no accelerated connection; 4 a hit rate is below the minimum;
+3 some traffic could not be counted; 5 no selected connection carried a byte although --min-hit-rate or a socket was given; 0 else.")]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) window: WindowArgs,
     /// Exit with status 4 if a socket's hit rate is lower: 0.99 or 99%
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) min_hit_rate: Option<f64>,
+    /// Exit with status 6 unless a connection of this socket is accelerated; may be repeated, and leaves no other socket out
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) expect: Vec<SocketName>,
     /// With --json, list each selected connection
     #[arg(long, requires = "json")]
     pub(crate) connections: bool,

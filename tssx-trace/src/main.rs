@@ -14,6 +14,7 @@
 //! `commands` prints results.
 
 mod advice;
+mod bypass;
 mod capabilities;
 mod cli;
 mod commands;

@@ -29,6 +29,11 @@ impl Schema {
         Self::parse(include_str!("../../schema/explain-1.json"))
     }
 
+    /// That of `verify`.
+    pub(crate) fn of_verify() -> Self {
+        Self::parse(include_str!("../../schema/verify-1.json"))
+    }
+
     fn parse(text: &str) -> Self {
         Self { root: serde_json::from_str(text).expect("the schema is JSON") }
     }
