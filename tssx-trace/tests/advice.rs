@@ -120,4 +120,7 @@ fn a_unit_that_is_no_end_of_anything_selected_is_named() {
     let (code, text, errors) = suggest("busy", &["--format", "systemd", "--unit", "other.service"]);
     assert_eq!((code, text.as_str()), (Some(1), ""));
     assert!(errors.contains("other.service") && errors.contains("without --unit"), "{errors}");
+    let (code, text, errors) = suggest("busy", &["--unit", "redis-server.service"]);
+    assert_eq!((code, text.as_str()), (Some(1), ""), "another format has no units");
+    assert!(errors.contains("--format systemd"), "{errors}");
 }

@@ -15,6 +15,9 @@ use crate::recording::Recording;
 /// # Errors
 /// Where there is no recording to read or no library to name.
 pub(crate) fn run(args: &SuggestArgs) -> anyhow::Result<u8> {
+    if args.unit.is_some() && args.format != Advised::Systemd {
+        bail!("--unit names a unit of systemd: add --format systemd");
+    }
     let recording = Recording::load(&args.from)?;
     if !recording.head.measures_traffic() {
         bail!(
