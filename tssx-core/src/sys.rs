@@ -13,8 +13,8 @@ mod process;
 mod signals;
 
 pub use process::{
-    abort, become_stranger, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest, usable_cpus,
-    yield_now,
+    abort, become_stranger, current_cpu, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest,
+    usable_cpus, yield_now,
 };
 pub use signals::Undisturbed;
 

@@ -12,7 +12,7 @@ use tssx_core::packets::Packets;
 use tssx_core::reason::Reason;
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, doorbell, in_flight, switchover, sys};
+use tssx_core::{clock, doorbell, in_flight, switchover, sys, whereabouts};
 
 use super::abandon::{guarded, test_cancel};
 use super::alive::Belief;
@@ -363,7 +363,7 @@ fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partl
     let (slot, endpoint) = (tx.slot, tx.endpoint);
     if blocking {
         drop(tx);
-        if endpoint.spin.spin(|| has_room(slot, segment)) {
+        if endpoint.spin.spin_for_peer(whereabouts::peer_is_here(segment), || has_room(slot, segment)) {
             slot.spin_hits.fetch_add(1, Relaxed);
             return Ok(());
         }
