@@ -24,3 +24,24 @@ pub fn peer_is_here(segment: &Segment) -> bool {
     say(segment, here);
     here != 0 && segment.tx().cpu.load(Relaxed) == here
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_here_once_it_has_said_so_and_not_elsewhere_or_before() {
+        let (ours, fd) = Segment::create(0, 1, 2).expect("create");
+        let theirs = Segment::adopt(fd, 2).expect("adopt");
+        sys::close(fd);
+        assert!(!peer_is_here(&ours), "it has not said");
+        let told_and_seen = || {
+            tell(&theirs);
+            peer_is_here(&ours)
+        };
+        assert!((0..1000).any(|_| told_and_seen()), "the test is hardly moved between both each time");
+        theirs.rx().cpu.store(u32::MAX, Relaxed);
+        assert!(!peer_is_here(&ours));
+        assert_ne!(ours.rx().cpu.load(Relaxed), 0, "we have said too where we are");
+    }
+}
