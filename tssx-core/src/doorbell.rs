@@ -267,6 +267,18 @@ pub fn take_doorbells(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> u64
     take_some(fd, slot, segment, most)
 }
 
+/// As [`take_doorbells`], all that the kernel has queued by now. Not until there are none: a peer that goes on sending would hold up a call that
+/// does not wait.
+pub fn take_queued(fd: i32, slot: &Slot, segment: &Segment) {
+    let mut left = waiting(fd);
+    while left > 0 {
+        match take_doorbells(fd, slot, segment, left) {
+            0 => return,
+            count => left = left.saturating_sub(count),
+        }
+    }
+}
+
 /// Whether the kernel has nothing but the end of file, or an error, for this direction. Takes neither.
 #[must_use]
 pub fn is_at_end(fd: i32) -> bool {

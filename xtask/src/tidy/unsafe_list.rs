@@ -26,6 +26,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-core/src/shared_bytes.rs",
     "tssx-core/src/sync.rs",
     "tssx-core/src/sys.rs",
+    "tssx-core/src/sys/mapping.rs",
     "tssx-core/src/sys/process.rs",
     "tssx-ebpf/src/functions.rs",
     "tssx-ebpf/src/main.rs",
@@ -100,5 +101,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-trace/src/ledgers.rs",
     "tssx-trace/src/probe.rs",
     "xtask/src/exchange/raw.rs",
+    "xtask/src/hostile/descriptor.rs",
+    "xtask/src/hostile/memory.rs",
     "xtask/src/kills/forked.rs",
 ];
