@@ -169,7 +169,7 @@ fn syscall_ended(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     if let Some(record) = account(&ctx, core::ptr::null_mut(), inode, call.direction, calls, bytes) {
-        // SAFETY: the verifier proved `record` to be this CPU's value; programs on one CPU do not preempt each other.
+        // SAFETY: the verifier proved `record` to be a value of the map; whoever writes the peer writes the same.
         unsafe {
             if (*record).peer == 0 {
                 (*record).peer = peer_of(sock);

@@ -82,7 +82,8 @@ pub(crate) struct WindowArgs {
     /// How to measure: auto takes the first of tp_btf, fexit, syscalls and snapshots that works here (see `tssx-trace doctor`)
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = parse_wanted)]
     pub(crate) mode: Wanted,
-    /// How many pairs of one socket and one process the kernel can count within the window
+    /// How many pairs of one socket and one process the kernel can count within the window; one that is used on several CPUs takes as
+    /// much room as several, for which there is room up to four times over
     #[arg(long, value_name = "N", default_value_t = tssx_ebpf::TRAFFIC_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub(crate) max_sockets: u32,
     /// Bytes of the ring buffer by which the kernel tells of processes that begin to use Unix sockets: a power of two

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::preflight::kernel_is_since;
 use crate::probe::Probe;
 
 /// The cost of one window; `None` is not measured.
@@ -18,7 +19,8 @@ pub(crate) struct Cost {
     pub(crate) event_ns: Option<f64>,
     /// Runs of which that is the mean.
     pub(crate) sampled_events: Option<u64>,
-    /// Memory that the kernel charges for the maps, bytes.
+    /// Memory that the maps take at the end of the window, as the kernel counts it, bytes. Before Linux 6.4 it does not count but
+    /// multiplies sizes.
     pub(crate) map_bytes: Option<u64>,
 }
 
@@ -32,6 +34,9 @@ impl fmt::Display for Cost {
         write!(out, "Cost: own CPU time {own}; kernel time for each event {event}; memory of maps {maps}.")
     }
 }
+
+/// First release of Linux that counts what a map takes.
+const COUNTS_MAPS_SINCE: (u32, u32) = (6, 4);
 
 /// Measures a window.
 pub(crate) struct Meter {
@@ -60,8 +65,11 @@ fn own_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
-/// Memory of every map that this process has open, as the kernel tells in fdinfo; `None` if it tells of none.
+/// Memory of every map that this process has open, as the kernel tells in fdinfo; `None` if it does not.
 fn map_bytes() -> Option<u64> {
+    if !kernel_is_since(COUNTS_MAPS_SINCE) {
+        return None;
+    }
     let entries = std::fs::read_dir("/proc/self/fdinfo").ok()?;
     let texts = entries.flatten().filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
     texts.filter_map(|text| memory_of_map(&text)).reduce(u64::saturating_add)

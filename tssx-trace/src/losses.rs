@@ -51,7 +51,7 @@ impl Losses {
 
     /// Tells what was lost; `max_sockets` is the size that the kernel's map had.
     pub(crate) fn tell(&self, max_sockets: u32) {
-        let full = format!("more than {max_sockets} sockets in use: raise --max-sockets");
+        let full = format!("more than {max_sockets} sockets in use, or fewer on very many CPUs: raise --max-sockets");
         for (calls, bytes, cause) in [
             (self.map_full_calls, self.map_full_bytes, full.as_str()),
             (self.no_memory_calls, self.no_memory_bytes, "the kernel had no memory for their entries"),

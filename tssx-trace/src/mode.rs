@@ -39,8 +39,7 @@ const fn hook(program: &'static str, target: &'static str) -> Hook {
     Hook { program, target }
 }
 
-const TRACEPOINTS: [Hook; 3] =
-    [hook("data_ready", "sk_data_ready"), hook("sent", "sock_send_length"), hook("received", "sock_recv_length")];
+const TRACEPOINTS: [Hook; 2] = [hook("sent", "sock_send_length"), hook("received", "sock_recv_length")];
 const FUNCTIONS: [Hook; 6] = [
     hook("stream_sent", "unix_stream_sendmsg"),
     hook("stream_received", "unix_stream_recvmsg"),
@@ -112,9 +111,10 @@ impl Mode {
         let mut offsets = [0; Offset::ALL.len()];
         for (place, offset) in offsets.iter_mut().zip(Offset::ALL) {
             let needed = match self {
-                Self::TpBtf | Self::Snapshots => false,
+                Self::Snapshots => false,
+                Self::TpBtf => matches!(offset, Offset::UnixPeer | Offset::SockType),
                 Self::Fexit => matches!(offset, Offset::SocketSk | Offset::SocketType | Offset::UnixPeer),
-                Self::Syscalls => offset != Offset::SocketType,
+                Self::Syscalls => !matches!(offset, Offset::SocketType | Offset::SockType),
             };
             if needed {
                 let (structure, path) = member(offset);
@@ -141,6 +141,7 @@ fn member(offset: Offset) -> (&'static str, &'static [&'static str]) {
         Offset::InodeMode => ("inode", &["i_mode"]),
         Offset::InodeNumber => ("inode", &["i_ino"]),
         Offset::SockFamily => ("sock", &["__sk_common", "skc_family"]),
+        Offset::SockType => ("sock", &["sk_type"]),
         Offset::SockSocket => ("sock", &["sk_socket"]),
         Offset::SocketInode => ("socket_alloc", &["vfs_inode"]),
     }

@@ -10,6 +10,8 @@ use crate::identity::Identity;
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
     names: HashMap<u32, String>,
+    /// Names that the kernel programs told, for processes that were gone too soon.
+    told: HashMap<u32, String>,
     identities: HashMap<u32, Identity>,
     holders: HashMap<u64, BTreeSet<u32>>,
 }
@@ -56,9 +58,14 @@ impl Processes {
         }
     }
 
-    /// The process's name, if it was seen alive.
+    /// Keeps the name that the kernel programs told of a process.
+    pub(crate) fn told(&mut self, pid: u32, name: String) {
+        self.told.entry(pid).or_insert(name);
+    }
+
+    /// The process's name: as it was seen alive, else as the kernel programs told.
     pub(crate) fn name(&self, pid: u32) -> Option<&str> {
-        self.names.get(&pid).map(String::as_str)
+        self.names.get(&pid).or_else(|| self.told.get(&pid)).map(String::as_str)
     }
 
     /// Whose the process is and where it runs, if it was seen alive.

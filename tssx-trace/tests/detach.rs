@@ -10,7 +10,7 @@ use aya::programs::loaded_programs;
 /// Numbers of the tracer's programs that are in the kernel now.
 fn programs() -> BTreeSet<u32> {
     let ours = [
-        ["data_ready", "sent", "received"].as_slice(), // tp_btf
+        ["sent", "received"].as_slice(), // tp_btf
         &["stream_sent", "stream_received", "datagram_sent", "datagram_receiv", "packet_sent", "packet_received"], // fexit, cut to 15
         &["syscall_ended"],
     ]

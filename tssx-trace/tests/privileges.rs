@@ -93,7 +93,8 @@ fn two_tracers_at_once_do_not_disturb_each_other() {
         assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(calls), Some(calls * 64)));
         let cost = &recording["cost"];
         assert!(cost["own_cpu_ms"].as_f64().is_some_and(|value| value > 0.0), "{cost}");
-        assert!(cost["map_bytes"].as_u64().is_some_and(|value| value > 4096), "{cost}");
+        // Made when it is needed: two hundredths of what all records together could take.
+        assert!(cost["map_bytes"].as_u64().is_some_and(|value| (4096..16 << 20).contains(&value)), "{cost}");
     }
 }
 
@@ -103,9 +104,9 @@ fn processes_that_a_ring_of_one_page_had_no_room_for_are_counted_as_lost() {
     let recording = directory.path().join("recording.json");
     let arguments = ["discover", "--ring-bytes", "4096", "--record", recording.to_str().expect("UTF-8")];
     let tracer = tracer(&arguments, &directory.path().join("table"));
-    // Stopped, it does not empty the ring, which holds 256 processes of 16 bytes each.
+    // Stopped, it does not empty the ring, which holds 128 processes of 32 bytes each.
     tracer.signal(rustix::process::Signal::STOP);
-    const PROCESSES: u64 = 300;
+    const PROCESSES: u64 = 180;
     let program = std::env::current_exe().expect("this program");
     for _ in 0..PROCESSES {
         let mut once = Command::new(&program);
@@ -119,7 +120,7 @@ fn processes_that_a_ring_of_one_page_had_no_room_for_are_counted_as_lost() {
     let text = std::fs::read_to_string(&recording).expect("a recording");
     let recording: Value = serde_json::from_str(&text).expect("JSON");
     let untold = recording["losses"]["untold_processes"].as_u64().expect("a number");
-    assert!(untold >= PROCESSES - 256, "{untold}");
+    assert!(untold >= PROCESSES - 128, "{untold}");
     // The calls count all the same.
     let calls: u64 = recording["unnamed"].as_array().expect("a list").iter().filter_map(|unnamed| unnamed["calls"].as_u64()).sum();
     assert!(calls >= PROCESSES, "{calls}");

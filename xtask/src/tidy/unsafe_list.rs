@@ -99,6 +99,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-preload/tests/differential/waiting.rs",
     "tssx-trace/src/ledgers.rs",
     "tssx-trace/src/probe.rs",
+    "tssx-trace/src/probe/arrivals.rs",
     "xtask/src/exchange/raw.rs",
     "xtask/src/kills/forked.rs",
 ];

@@ -31,7 +31,7 @@ enum Expected {
 }
 
 /// What is missing, and the remedy.
-const TOO_OLD: Expected = Expected::Refused(&["kernel 6.1.", "sk_data_ready", "Linux 6.3"]);
+const TOO_OLD: Expected = Expected::Refused(&["kernel 6.1.", "sock_send_length", "Linux 6.3"]);
 /// The end of a function is seen only if its beginning was: not that of the receive in which the server waits for its first request.
 const FUNCTIONS: Expected = Expected::Exact { unseen: 1 };
 /// What every mode does on this kernel, by its name on the command line.
