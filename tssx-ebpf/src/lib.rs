@@ -67,6 +67,8 @@ pub enum Offset {
     SockFamily,
     /// `struct sock`: `sk_type`.
     SockType,
+    /// `struct sock`: `skc_cookie`, in its common part.
+    SockCookie,
     /// `struct sock`: `sk_socket`.
     SockSocket,
     /// `struct socket_alloc`: `vfs_inode`; its `socket` is the first member.
@@ -75,7 +77,7 @@ pub enum Offset {
 
 impl Offset {
     /// Every member, in the order of its index.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SocketSk,
         Self::SocketType,
         Self::UnixPeer,
@@ -88,6 +90,7 @@ impl Offset {
         Self::InodeNumber,
         Self::SockFamily,
         Self::SockType,
+        Self::SockCookie,
         Self::SockSocket,
         Self::SocketInode,
     ];
@@ -125,8 +128,75 @@ pub struct Traffic {
     pub rx_bytes: u64,
     /// Cookie (or inode, as in the key) of the socket that gets the bytes sent; 0 if it was never learned, or changes from call to call.
     pub peer: u64,
+    /// Receives when this CPU sent last: what differs then was received in between.
+    pub answered: u64,
+    /// Of `tx_calls`, how many followed a receive of the same process on this CPU: the turns of a conversation.
+    pub turns: u32,
+    /// Zero: the record has no unset bytes.
+    pub reserved: u32,
     /// Of `tx_calls`, how many sent 2^i bytes or more and less than 2^(i+1), modulo 2^32. The messages of one sendmmsg(2) count with
     /// their mean size where the system-call programs count.
+    pub tx_sizes: [u32; SIZES],
+}
+
+/// Name of the per-CPU array of [`Slot`]. What it holds belongs to the records of its CPU and is not there yet.
+pub const SLOTS_MAP: &str = "SLOTS";
+/// Entries of [`SLOTS_MAP`]: a power of two.
+pub const SLOTS: u32 = 64;
+
+/// What one CPU counted of sockets that it served last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Written at the end of receives only.
+    pub received: ReceivedSlot,
+    /// Written at the end of sends only.
+    pub sent: SentSlot,
+}
+
+/// Receives of one socket by one process, not yet in its record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceivedSlot {
+    /// 0: free.
+    pub cookie: u64,
+    /// See [`TrafficKey::tgid`].
+    pub tgid: u32,
+    /// Calls on other sockets until this may be taken.
+    pub credit: u32,
+    /// See [`Traffic::rx_calls`].
+    pub rx_calls: u64,
+    /// See [`Traffic::rx_bytes`].
+    pub rx_bytes: u64,
+    /// Receives that the record holds.
+    pub before: u64,
+    /// Receives that fell on this slot, its owner's and others'.
+    pub serial: u64,
+}
+
+/// Sends of one socket by one process, not yet in its record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SentSlot {
+    /// 0: free.
+    pub cookie: u64,
+    /// See [`TrafficKey::tgid`].
+    pub tgid: u32,
+    /// Calls on other sockets until this may be taken.
+    pub credit: u32,
+    /// See [`Traffic::tx_calls`].
+    pub tx_calls: u64,
+    /// See [`Traffic::tx_bytes`].
+    pub tx_bytes: u64,
+    /// See [`Traffic::answered`].
+    pub answered: u64,
+    /// [`ReceivedSlot::serial`] beside it, at the last send.
+    pub serial: u64,
+    /// See [`Traffic::turns`].
+    pub turns: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// See [`Traffic::tx_sizes`].
     pub tx_sizes: [u32; SIZES],
 }
 
@@ -174,7 +244,8 @@ impl Loss {
 // The tracer reads these bytes as the kernel wrote them: no padding anywhere.
 const _: () = {
     assert!(size_of::<TrafficKey>() == 16);
-    assert!(size_of::<Traffic>() == 40 + 4 * SIZES);
+    assert!(size_of::<Traffic>() == 56 + 4 * SIZES);
+    assert!(size_of::<Slot>() == 48 + 56 + 4 * SIZES);
     // With the key and what the kernel adds (48 bytes for a hash map's element, 8 for its list of free ones) a record takes one
     // piece of memory of 256 bytes; the next larger is of 512.
     assert!(size_of::<TrafficKey>() + size_of::<Traffic>() + 48 + 8 <= 256);

@@ -3,7 +3,7 @@
 //! Here: two BTF tracepoints that only socket traffic reaches, `sock_send_length` and `sock_recv_length` (Linux 6.3), with the
 //! result of every send and receive; and what every mode shares, the counting.
 //!
-//! `bpf_skc_to_unix_sock` tells Unix sockets from others and `bpf_get_socket_cookie` names them. [`functions`] and [`syscalls`] are
+//! A Unix socket is known by its family and named by its cookie, both read where the kernel keeps them. [`functions`] and [`syscalls`] are
 //! for kernels without these tracepoints. Rust emits no CO-RE relocation, so the structure offsets, of which each mode needs some, are
 //! read from the running kernel's BTF by the loader (`OFFSETS`). The names of sockets that live a moment only come from such offsets
 //! too, see [`told`].
@@ -17,6 +17,7 @@
 #![allow(unsafe_code, reason = "kernel helpers and map values are raw pointers, which the kernel's verifier checks at load")]
 #![allow(missing_docs, reason = "the macros of aya-ebpf make undocumented public items")]
 
+mod cache;
 mod functions;
 mod syscalls;
 mod told;
@@ -37,7 +38,8 @@ use tssx_ebpf::{ARRIVALS_BYTES, ARRIVED_ENTRIES, Arrival, Loss, LossCount, Offse
 
 /// `MSG_PEEK` of recv(2): the bytes stay queued and will be read again.
 const MSG_PEEK: i32 = 2;
-/// `SOCK_DGRAM` of socket(2).
+/// `AF_UNIX`, and `SOCK_DGRAM` of socket(2).
+const AF_UNIX: u16 = 1;
 const DATAGRAM: u16 = 2;
 /// `BPF_F_NO_PREALLOC` of bpf(2).
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -84,15 +86,19 @@ enum Direction {
     Received,
 }
 
-/// The cookie of a Unix socket, `None` for any other socket.
+/// The cookie of a Unix socket, `None` for any other socket. Mostly without a call in the kernel, which would cost more than the rest.
 #[inline(always)]
 fn unix_cookie(socket: *mut c_void) -> Option<u64> {
-    // SAFETY: `socket` is the tracepoint's trusted `struct sock *`; the verifier accepts these helpers on nothing else.
+    // SAFETY: `socket` is the tracepoint's trusted `struct sock *`, and the offsets are of members of these types; the verifier checks
+    // both, and accepts the helper on nothing else.
     unsafe {
-        if bpf_skc_to_unix_sock(socket.cast()).is_null() {
+        if socket.byte_add(offset(Offset::SockFamily)).cast::<u16>().read_volatile() != AF_UNIX {
             return None;
         }
-        Some(bpf_get_socket_cookie(socket.cast()))
+        match socket.byte_add(offset(Offset::SockCookie)).cast::<u64>().read_volatile() {
+            0 => Some(bpf_get_socket_cookie(socket.cast())), // which gives it one
+            cookie => Some(cookie),
+        }
     }
 }
 
@@ -100,21 +106,20 @@ fn unix_cookie(socket: *mut c_void) -> Option<u64> {
 #[btf_tracepoint(function = "sock_send_length")]
 fn sent(ctx: BtfTracePointContext) -> i32 {
     let result: i32 = ctx.arg(1);
-    if result <= 0 {
-        return 0;
-    }
     let socket: *mut c_void = ctx.arg(0);
-    // SAFETY: `socket` is the tracepoint's trusted `struct sock *`; the verifier accepts these helpers on nothing else. A connected
-    // socket holds its peer until it is released itself, which the call's own reference prevents.
-    unsafe {
-        let unix = bpf_skc_to_unix_sock(socket.cast());
-        if unix.is_null() {
-            return 0;
-        }
-        let cookie = bpf_get_socket_cookie(socket.cast());
-        let Some(record) = account(&ctx, socket, cookie, Direction::Sent, 1, result as u64) else { return 0 };
-        if (*record).peer == 0 && socket.byte_add(offset(Offset::SockType)).cast::<u16>().read_volatile() != DATAGRAM {
-            learn_peer(record, unix.cast());
+    if result > 0
+        && let Some(cookie) = unix_cookie(socket)
+        && let Some(record) = cache::sent(socket, cookie, current_tgid(), result as u64)
+    {
+        // SAFETY: the verifier proved `record` to be a value of the map, and knows `socket` as above. A connected socket holds its peer
+        // until it is released itself, which the call's own reference prevents.
+        unsafe {
+            if (*record).peer == 0 && socket.byte_add(offset(Offset::SockType)).cast::<u16>().read_volatile() != DATAGRAM {
+                let unix = bpf_skc_to_unix_sock(socket.cast());
+                if !unix.is_null() {
+                    learn_peer(record, unix.cast());
+                }
+            }
         }
     }
     0
@@ -145,14 +150,15 @@ fn received(ctx: BtfTracePointContext) -> i32 {
         && flags & MSG_PEEK == 0
         && let Some(cookie) = unix_cookie(ctx.arg(0))
     {
-        account(&ctx, ctx.arg(0), cookie, Direction::Received, 1, result as u64);
+        cache::received(ctx.arg(0), cookie, current_tgid(), result as u64);
     }
     0
 }
 
 /// The current process as the reader's pid namespace numbers it; 0 if it is outside.
 #[inline(always)]
-fn reader_tgid(pid_tgid: u64) -> u32 {
+fn current_tgid() -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
     let inode = PID_NAMESPACE_INODE.load();
     if inode == 0 {
         return (pid_tgid >> 32) as u32;
@@ -179,9 +185,7 @@ fn account<C: EbpfContext>(
     calls: u64,
     bytes: u64,
 ) -> Option<*mut Traffic> {
-    let tgid = reader_tgid(bpf_get_current_pid_tgid());
-    // SAFETY: the helper has no condition; the program stays on its CPU.
-    let key = TrafficKey { cookie, tgid, cpu: unsafe { bpf_get_smp_processor_id() } };
+    let key = TrafficKey { cookie, tgid: current_tgid(), cpu: cpu() };
     let record = match record_of(&key, socket) {
         Ok(record) => record,
         Err(loss) => {
@@ -197,15 +201,49 @@ fn account<C: EbpfContext>(
             (*record).rx_calls += calls;
             (*record).rx_bytes += bytes;
         } else {
-            (*record).tx_calls += calls;
-            (*record).tx_bytes += bytes;
-            // The mask is for the verifier, and the black box keeps it: no result reaches 2^32.
-            let size = core::hint::black_box(power_of_two(bytes.checked_div(calls).unwrap_or(bytes))) & (SIZES - 1);
-            let count = (&raw mut (*record).tx_sizes).cast::<u32>().add(size);
-            *count = (*count).wrapping_add(calls as u32);
+            add_sent(record, (*record).rx_calls, calls, bytes);
         }
     }
     Some(record)
+}
+
+/// Adds sends to a record; `received` is how many receives there were before them on this CPU.
+///
+/// # Safety
+/// `record` is this CPU's value of the map.
+#[inline(always)]
+unsafe fn add_sent(record: *mut Traffic, received: u64, calls: u64, bytes: u64) {
+    // SAFETY: by the caller.
+    unsafe {
+        (*record).tx_calls += calls;
+        (*record).tx_bytes += bytes;
+        if (*record).answered != received {
+            (*record).answered = received;
+            (*record).turns += 1;
+        }
+        note_size((&raw mut (*record).tx_sizes).cast(), calls, bytes);
+    }
+}
+
+/// Adds calls to the count of their size.
+///
+/// # Safety
+/// `sizes` are [`SIZES`] counts of this CPU's.
+#[inline(always)]
+unsafe fn note_size(sizes: *mut u32, calls: u64, bytes: u64) {
+    // The mask is for the verifier, and the black box keeps it: no result reaches 2^32.
+    let size = core::hint::black_box(power_of_two(bytes.checked_div(calls).unwrap_or(bytes))) & (SIZES - 1);
+    // SAFETY: by the caller.
+    unsafe {
+        *sizes.add(size) = (*sizes.add(size)).wrapping_add(calls as u32);
+    }
+}
+
+/// The CPU that the program runs on to its end.
+#[inline(always)]
+fn cpu() -> u32 {
+    // SAFETY: the helper has no condition.
+    unsafe { bpf_get_smp_processor_id() }
 }
 
 /// The largest `i` with 2^i at most `value`, which is not zero.

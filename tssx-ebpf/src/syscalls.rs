@@ -12,7 +12,7 @@ use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use tssx_ebpf::{Loss, Offset};
 
-use crate::{Direction, MSG_PEEK, account, lose, offset};
+use crate::{AF_UNIX, Direction, MSG_PEEK, account, lose, offset};
 
 /// `struct pt_regs` of x86-64, an interface of ptrace(2): bytes to the registers that hold arguments, number and code segment.
 const REGISTER_R10: u64 = 7 * 8;
@@ -24,8 +24,7 @@ const REGISTER_CS: u64 = 17 * 8;
 /// `__USER_CS`: other numbers mean other calls in other code segments.
 const USER_CS: u64 = 0x33;
 
-/// `AF_UNIX`, and the type bits of a file's mode.
-const AF_UNIX: u16 = 1;
+/// The type bits of a file's mode.
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 

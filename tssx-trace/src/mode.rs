@@ -112,9 +112,11 @@ impl Mode {
         for (place, offset) in offsets.iter_mut().zip(Offset::ALL) {
             let needed = match self {
                 Self::Snapshots => false,
-                Self::TpBtf => matches!(offset, Offset::UnixPeer | Offset::SockType),
+                Self::TpBtf => {
+                    matches!(offset, Offset::UnixPeer | Offset::SockType | Offset::SockFamily | Offset::SockCookie)
+                }
                 Self::Fexit => matches!(offset, Offset::SocketSk | Offset::SocketType | Offset::UnixPeer),
-                Self::Syscalls => !matches!(offset, Offset::SocketType | Offset::SockType),
+                Self::Syscalls => !matches!(offset, Offset::SocketType | Offset::SockType | Offset::SockCookie),
             };
             if needed {
                 let (structure, path) = member(offset);
@@ -141,6 +143,7 @@ fn member(offset: Offset) -> (&'static str, &'static [&'static str]) {
         Offset::InodeMode => ("inode", &["i_mode"]),
         Offset::InodeNumber => ("inode", &["i_ino"]),
         Offset::SockFamily => ("sock", &["__sk_common", "skc_family"]),
+        Offset::SockCookie => ("sock", &["__sk_common", "skc_cookie"]),
         Offset::SockType => ("sock", &["sk_type"]),
         Offset::SockSocket => ("sock", &["sk_socket"]),
         Offset::SocketInode => ("socket_alloc", &["vfs_inode"]),

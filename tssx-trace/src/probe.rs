@@ -7,8 +7,8 @@
 mod arrivals;
 mod births;
 mod object;
+mod traffic;
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -21,12 +21,12 @@ use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use serde::{Deserialize, Serialize};
 use tssx_ebpf::birth::{PLACES, SHAPE};
 use tssx_ebpf::{
-    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, MOST_CPUS, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, SIZES,
-    TRAFFIC_MAP, Traffic, TrafficKey,
+    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, MOST_CPUS, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP,
 };
 
 pub(crate) use self::arrivals::{Arrivals, Newcomer};
 pub(crate) use self::births::Births;
+pub(crate) use self::traffic::SocketTraffic;
 use crate::kernel_types::KernelTypes;
 use crate::losses::Losses;
 use crate::mode::{Hook, Mode, Wanted};
@@ -35,75 +35,12 @@ use crate::preflight;
 /// Inode of the initial pid namespace, `PROC_PID_INIT_INO` in include/linux/proc_ns.h.
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// [`TrafficKey`] as aya reads it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Key(TrafficKey);
-// SAFETY: integers only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
-unsafe impl Pod for Key {}
-
-/// [`Traffic`] as aya reads it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Value(Traffic);
-// SAFETY: integers and bytes only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
-unsafe impl Pod for Value {}
-
 /// [`LossCount`] as aya reads it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Count(LossCount);
 // SAFETY: integers only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
 unsafe impl Pod for Count {}
-
-/// What the kernel counted for one socket as used by one process, over all CPUs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SocketTraffic {
-    /// Cookie of the socket; an inode where [`Mode::names_by_inode`], until [`SocketTraffic::name_by_cookie`].
-    pub(crate) cookie: u64,
-    /// The process that made the calls.
-    pub(crate) pid: u32,
-    /// Calls that sent at least one byte, and the bytes.
-    pub(crate) tx_calls: u64,
-    pub(crate) tx_bytes: u64,
-    /// Calls that received at least one byte, and the bytes; peeks not counted.
-    pub(crate) rx_calls: u64,
-    pub(crate) rx_bytes: u64,
-    /// Of `tx_calls`, how many sent 2^i bytes or more and less than 2^(i+1); each CPU's count modulo 2^32.
-    pub(crate) tx_sizes: [u64; SIZES],
-    /// Cookie of the socket that got the bytes sent, if the kernel told.
-    pub(crate) peer: Option<u64>,
-}
-
-/// Set in what stands for the cookie of a socket of which only the inode is known: no cookie gets so large.
-const INODE_ONLY: u64 = 1 << 63;
-
-impl SocketTraffic {
-    fn new(key: TrafficKey) -> Self {
-        let (cookie, pid) = (key.cookie, key.tgid);
-        Self { cookie, pid, tx_calls: 0, tx_bytes: 0, rx_calls: 0, rx_bytes: 0, tx_sizes: [0; SIZES], peer: None }
-    }
-
-    /// Adds what one CPU counted. Each has its own idea of the peer: any serves.
-    fn add(&mut self, traffic: &Traffic) {
-        self.tx_calls += traffic.tx_calls;
-        self.tx_bytes += traffic.tx_bytes;
-        self.rx_calls += traffic.rx_calls;
-        self.rx_bytes += traffic.rx_bytes;
-        for (sum, calls) in self.tx_sizes.iter_mut().zip(traffic.tx_sizes) {
-            *sum += u64::from(calls);
-        }
-        self.peer = self.peer.or(Some(traffic.peer).filter(|peer| *peer != 0));
-    }
-
-    /// Turns inodes into cookies, by the lists of sockets that were seen; what is in none stays apart from every cookie.
-    pub(crate) fn name_by_cookie(&mut self, cookie_of_inode: impl Fn(u64) -> Option<u64>) {
-        let name_of = |inode: u64| cookie_of_inode(inode).unwrap_or(INODE_ONLY | inode);
-        for place in std::iter::once(&mut self.cookie).chain(&mut self.peer) {
-            *place = name_of(*place);
-        }
-    }
-}
 
 /// Settings of a probe.
 #[derive(Clone, Copy, Debug)]
@@ -260,14 +197,7 @@ impl Probe {
     /// Where the kernel's maps cannot be read.
     pub(crate) fn traffic(&self) -> anyhow::Result<Vec<SocketTraffic>> {
         let Some(ebpf) = &self.ebpf else { return Ok(Vec::new()) };
-        let map = ebpf.map(TRAFFIC_MAP).ok_or_else(|| anyhow!("the object has no map {TRAFFIC_MAP}"))?;
-        let map: aya::maps::HashMap<_, Key, Value> = map.try_into()?;
-        let mut sums: HashMap<(u64, u32), SocketTraffic> = HashMap::new();
-        for entry in map.iter() {
-            let (Key(key), Value(traffic)) = entry.context("cannot read the kernel's traffic map")?;
-            sums.entry((key.cookie, key.tgid)).or_insert_with(|| SocketTraffic::new(key)).add(&traffic);
-        }
-        Ok(sums.into_values().collect())
+        traffic::read(ebpf)
     }
 
     /// What could not be counted. Read it before [`Probe::detach`], which forgets `missed_events`.
@@ -396,21 +326,4 @@ impl log::Log for StderrLog {
     }
 
     fn flush(&self) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpus_add_up_and_lend_each_other_the_peer() {
-        let mut sum = SocketTraffic::new(TrafficKey { cookie: 7, tgid: 3, cpu: 0 });
-        sum.add(&Traffic { rx_calls: 1, rx_bytes: 64, ..Traffic::default() });
-        sum.add(&Traffic { tx_calls: 2, tx_bytes: 128, peer: 9, tx_sizes: [2; SIZES], ..Traffic::default() });
-        sum.add(&Traffic { tx_calls: 1, tx_bytes: 1, tx_sizes: [1; SIZES], ..Traffic::default() });
-        assert_eq!((sum.tx_calls, sum.tx_bytes, sum.rx_calls, sum.rx_bytes), (3, 129, 1, 64));
-        assert_eq!((sum.cookie, sum.pid, sum.peer, sum.tx_sizes), (7, 3, Some(9), [3; SIZES]));
-        sum.name_by_cookie(|inode| (inode == 7).then_some(70));
-        assert_eq!((sum.cookie, sum.peer), (70, Some(INODE_ONLY | 9)));
-    }
 }

@@ -27,6 +27,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-core/src/sync.rs",
     "tssx-core/src/sys.rs",
     "tssx-core/src/sys/process.rs",
+    "tssx-ebpf/src/cache.rs",
     "tssx-ebpf/src/functions.rs",
     "tssx-ebpf/src/main.rs",
     "tssx-ebpf/src/syscalls.rs",
@@ -100,6 +101,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-trace/src/ledgers.rs",
     "tssx-trace/src/probe.rs",
     "tssx-trace/src/probe/arrivals.rs",
+    "tssx-trace/src/probe/traffic.rs",
     "xtask/src/exchange/raw.rs",
     "xtask/src/kills/forked.rs",
 ];
