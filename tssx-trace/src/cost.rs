@@ -53,12 +53,17 @@ impl Meter {
     pub(crate) fn cost(&self, probe: &Probe) -> Cost {
         let sampled = probe.run_time().ok().filter(|(_, runs)| *runs > 0);
         Cost {
-            own_cpu_ms: Some(own_time().saturating_sub(self.began).as_secs_f64() * 1000.0),
-            event_ns: sampled.map(|(time, runs)| time.as_nanos() as f64 / runs as f64),
+            own_cpu_ms: Some(rounded(own_time().saturating_sub(self.began).as_secs_f64() * 1000.0)),
+            event_ns: sampled.map(|(time, runs)| rounded(time.as_nanos() as f64 / runs as f64)),
             sampled_events: sampled.map(|(_, runs)| runs),
             map_bytes: if probe.mode().hooks().is_empty() { Some(0) } else { map_bytes() },
         }
     }
+}
+
+/// To a tenth: no more is known, and a number of more than fifteen digits does not come back from JSON as it was.
+fn rounded(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
 }
 
 fn own_time() -> Duration {
@@ -85,6 +90,14 @@ fn memory_of_map(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_figure_comes_back_from_json_as_it_was() {
+        for value in [16_439_f64 / 171.0, 287.758_934, 1e9 / 3.0, 0.04] {
+            let text = serde_json::to_string(&rounded(value)).expect("text");
+            assert_eq!(serde_json::from_str::<f64>(&text).expect("a number").to_bits(), rounded(value).to_bits(), "{text}");
+        }
+    }
 
     #[test]
     fn only_maps_count_and_what_is_not_known_is_not_zero() {
