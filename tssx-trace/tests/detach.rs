@@ -22,16 +22,18 @@ fn programs() -> BTreeSet<u32> {
 #[test]
 fn nothing_stays_attached_after_the_tracer_is_killed() {
     let directory = tempfile::tempdir().expect("a directory");
-    let before = programs();
-    let tracer = common::tracer(&["discover"], &directory.path().join("table"));
-    let attached: BTreeSet<u32> = programs().difference(&before).copied().collect();
-    assert!(!attached.is_empty(), "the tracer's programs are found while it runs");
-    tracer.signal(rustix::process::Signal::KILL);
-    let (status, _) = tracer.finish();
-    assert!(!status.success());
-    let end = Instant::now() + common::DEADLINE;
-    while !programs().is_disjoint(&attached) {
-        assert!(Instant::now() < end, "programs {:?} are still in the kernel", programs().intersection(&attached));
-        std::thread::sleep(Duration::from_millis(5)); // the kernel frees them after a grace period
+    for mode in common::measuring_modes() {
+        let before = programs();
+        let tracer = common::tracer(&["discover", "--mode", mode], &directory.path().join("table"));
+        let attached: BTreeSet<u32> = programs().difference(&before).copied().collect();
+        assert!(!attached.is_empty(), "{mode}: the tracer's programs are found while it runs");
+        tracer.signal(rustix::process::Signal::KILL);
+        let (status, _) = tracer.finish();
+        assert!(!status.success());
+        let end = Instant::now() + common::DEADLINE;
+        while !programs().is_disjoint(&attached) {
+            assert!(Instant::now() < end, "{mode}: programs {:?} are still there", programs().intersection(&attached));
+            std::thread::sleep(Duration::from_millis(5)); // the kernel frees them after a grace period
+        }
     }
 }

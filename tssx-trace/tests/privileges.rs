@@ -72,16 +72,25 @@ fn root_gives_up_what_only_attaching_needs() {
 
 #[test]
 fn two_tracers_at_once_do_not_disturb_each_other() {
+    for mode in common::measuring_modes() {
+        two_at_once([mode, mode]);
+    }
+    two_at_once(["tp_btf", "syscalls"]);
+}
+
+/// Two tracers in these modes, the second of which goes on when the first has ended.
+fn two_at_once(modes: [&str; 2]) {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("echo.sock");
     let socket = socket.to_str().expect("UTF-8");
     let _server = server(socket, &[]);
     let mut client = client(socket, &[]);
     let files = ["first", "second"].map(|name| directory.path().join(name));
-    let [first, second] = files.each_ref().map(|file| {
-        let table = file.with_extension("table");
-        tracer(&["discover", "--record", file.to_str().expect("UTF-8")], &table)
-    });
+    let start = |(file, mode): (&std::path::PathBuf, &str)| {
+        let arguments = ["discover", "--mode", mode, "--record", file.to_str().expect("UTF-8")];
+        tracer(&arguments, &file.with_extension("table"))
+    };
+    let [first, second] = [(&files[0], modes[0]), (&files[1], modes[1])].map(start);
     exchange(&mut client, 200, 64);
     let (code, errors) = stop(first);
     assert_eq!(code, Some(0), "{errors}");
@@ -90,10 +99,10 @@ fn two_tracers_at_once_do_not_disturb_each_other() {
     assert_eq!(code, Some(0), "{errors}");
     for (file, calls) in files.iter().zip([400, 600]) {
         let (service, recording) = service(file, socket);
-        assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(calls), Some(calls * 64)));
+        assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(calls), Some(calls * 64)), "{modes:?}");
         let cost = &recording["cost"];
         assert!(cost["own_cpu_ms"].as_f64().is_some_and(|value| value > 0.0), "{cost}");
-        // Made when it is needed: two hundredths of what all records together could take.
+        // Records are made when they are needed: all that there could be together would take more.
         assert!(cost["map_bytes"].as_u64().is_some_and(|value| (4096..16 << 20).contains(&value)), "{cost}");
     }
 }
