@@ -11,6 +11,7 @@
 #![no_std]
 
 pub mod birth;
+pub mod closer;
 
 /// Name of the hash map from [`TrafficKey`] to [`Traffic`]. A record is made when it is first needed: the memory follows the sockets in
 /// use and the CPUs that use them, not the size of the host.
@@ -73,11 +74,15 @@ pub enum Offset {
     SockSocket,
     /// `struct socket_alloc`: `vfs_inode`; its `socket` is the first member.
     SocketInode,
+    /// `struct sock`: `sk_wq`.
+    SockWaiters,
+    /// `struct socket_wq`: the list of those who wait.
+    WaitersHead,
 }
 
 impl Offset {
     /// Every member, in the order of its index.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::SocketSk,
         Self::SocketType,
         Self::UnixPeer,
@@ -93,6 +98,8 @@ impl Offset {
         Self::SockCookie,
         Self::SockSocket,
         Self::SocketInode,
+        Self::SockWaiters,
+        Self::WaitersHead,
     ];
 }
 
@@ -234,11 +241,13 @@ pub enum Loss {
     Unreadable = 3,
     /// [`ARRIVALS_MAP`] had no room to tell of a process; its calls count all the same.
     Untold = 4,
+    /// There was no room to note what keeps a socket from being accelerated.
+    Unsampled = 5,
 }
 
 impl Loss {
     /// Every cause, in the order of its index.
-    pub const ALL: [Self; 5] = [Self::MapFull, Self::NoMemory, Self::Refused, Self::Unreadable, Self::Untold];
+    pub const ALL: [Self; 6] = [Self::MapFull, Self::NoMemory, Self::Refused, Self::Unreadable, Self::Untold, Self::Unsampled];
 }
 
 // The tracer reads these bytes as the kernel wrote them: no padding anywhere.

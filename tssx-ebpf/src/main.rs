@@ -19,6 +19,7 @@
 
 mod cache;
 mod functions;
+mod look;
 mod syscalls;
 mod told;
 

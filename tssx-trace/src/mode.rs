@@ -50,6 +50,36 @@ const FUNCTIONS: [Hook; 6] = [
 ];
 const SYSCALLS: [Hook; 1] = [hook("syscall_ended", "sys_exit")];
 
+/// The end of every system call, for what keeps a connection on the kernel socket.
+const SIGNALS: [Hook; 1] = [hook("signals", "sys_exit")];
+/// Bytes that come, and receives that end.
+const WAKEUPS: [Hook; 2] = [hook("ready", "sk_data_ready"), hook("woken", "sock_recv_length")];
+
+/// What looks closer for a part of the window, in any mode with programs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CloserHooks {
+    /// Empty where the processor or the kernel's types do not allow it.
+    pub(crate) signals: &'static [Hook],
+    /// Likewise.
+    pub(crate) wakeups: &'static [Hook],
+}
+
+impl CloserHooks {
+    /// What this kernel has.
+    pub(crate) fn of(types: &KernelTypes) -> Self {
+        let has = |offset: Offset| {
+            let (structure, path) = member(offset);
+            types.offset(structure, path).is_some()
+        };
+        let tracepoints = WAKEUPS.iter().all(|hook| types.has_type(&format!("btf_trace_{}", hook.target)));
+        let waiters = [Offset::SockFamily, Offset::SockCookie, Offset::SockWaiters, Offset::WaitersHead];
+        Self {
+            signals: if cfg!(target_arch = "x86_64") && Mode::Syscalls.offsets(types).is_ok() { &SIGNALS } else { &[] },
+            wakeups: if tracepoints && waiters.into_iter().all(has) { &WAKEUPS } else { &[] },
+        }
+    }
+}
+
 impl Mode {
     /// Every mode, best first.
     pub(crate) const ALL: [Self; 4] = [Self::TpBtf, Self::Fexit, Self::Syscalls, Self::Snapshots];
@@ -116,14 +146,17 @@ impl Mode {
                     matches!(offset, Offset::UnixPeer | Offset::SockType | Offset::SockFamily | Offset::SockCookie)
                 }
                 Self::Fexit => matches!(offset, Offset::SocketSk | Offset::SocketType | Offset::UnixPeer),
-                Self::Syscalls => !matches!(offset, Offset::SocketType | Offset::SockType | Offset::SockCookie),
+                Self::Syscalls => !matches!(
+                    offset,
+                    Offset::SocketType | Offset::SockType | Offset::SockCookie | Offset::SockWaiters | Offset::WaitersHead
+                ),
             };
-            if needed {
-                let (structure, path) = member(offset);
-                *place = types
-                    .offset(structure, path)
-                    .ok_or_else(|| format!("the kernel's types show no member `{}` of `struct {structure}`", path.join(".")))?;
-            }
+            let (structure, path) = member(offset);
+            *place = match types.offset(structure, path) {
+                Some(offset) => offset,
+                None if !needed => 0, // what looks closer may need it, and is refused then: `closer_hooks`
+                None => return Err(format!("the kernel's types show no member `{}` of `struct {structure}`", path.join("."))),
+            };
         }
         Ok(offsets)
     }
@@ -147,6 +180,8 @@ fn member(offset: Offset) -> (&'static str, &'static [&'static str]) {
         Offset::SockType => ("sock", &["sk_type"]),
         Offset::SockSocket => ("sock", &["sk_socket"]),
         Offset::SocketInode => ("socket_alloc", &["vfs_inode"]),
+        Offset::SockWaiters => ("sock", &["sk_wq"]),
+        Offset::WaitersHead => ("socket_wq", &["wait", "head"]),
     }
 }
 
@@ -180,6 +215,10 @@ mod tests {
         let types = KernelTypes::of_running_kernel().expect("this kernel shows its types");
         for mode in Mode::ALL {
             assert!(mode.offsets(&types).is_ok(), "{}", mode.name());
+        }
+        for offset in Offset::ALL {
+            let (structure, path) = member(offset);
+            assert!(types.offset(structure, path).is_some(), "{offset:?}");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod births;
+mod closer;
 mod object;
 mod traffic;
 
@@ -26,6 +27,7 @@ use tssx_ebpf::{
 
 pub(crate) use self::arrivals::{Arrivals, Newcomer};
 pub(crate) use self::births::Births;
+pub(crate) use self::closer::Seen;
 pub(crate) use self::traffic::SocketTraffic;
 use crate::kernel_types::KernelTypes;
 use crate::losses::Losses;
@@ -55,6 +57,8 @@ pub(crate) struct ProbeOptions {
     pub(crate) ring_bytes: u32,
     /// Print what the kernel programs log, for diagnosis.
     pub(crate) log: bool,
+    /// Look closer too, until [`Probe::end_closer`].
+    pub(crate) closer: bool,
 }
 
 /// A mode that does not work here, and why.
@@ -70,6 +74,7 @@ pub(crate) struct Probe {
     refusals: Vec<Refusal>,
     /// `None` in the mode without programs.
     ebpf: Option<Ebpf>,
+    closer: Option<closer::Closer>,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
 
@@ -102,7 +107,7 @@ impl Probe {
     /// # Errors
     /// As [`Probe::attach`].
     pub(crate) fn attach_mode(mode: Mode, options: ProbeOptions) -> anyhow::Result<Self> {
-        let mut probe = Self { mode, refusals: Vec::new(), ebpf: None, logger: None };
+        let mut probe = Self { mode, refusals: Vec::new(), ebpf: None, closer: None, logger: None };
         if mode.hooks().is_empty() {
             return Ok(probe);
         }
@@ -139,6 +144,10 @@ impl Probe {
         }
         for hook in mode.hooks() {
             attach_one(&mut ebpf, *hook)?;
+        }
+        if options.closer {
+            let types = KernelTypes::of_running_kernel().context("cannot understand the kernel's BTF")?;
+            probe.closer = Some(closer::Closer::start(&mut ebpf, &btf, &types));
         }
         probe.ebpf = Some(ebpf);
         Ok(probe)
@@ -191,6 +200,28 @@ impl Probe {
         Ok(())
     }
 
+    /// Ends looking closer.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to detach.
+    pub(crate) fn end_closer(&mut self) -> anyhow::Result<()> {
+        match (&mut self.closer, &mut self.ebpf) {
+            (Some(closer), Some(ebpf)) => closer.end(ebpf),
+            _ => Ok(()),
+        }
+    }
+
+    /// What looking closer has shown.
+    ///
+    /// # Errors
+    /// Where the kernel's maps cannot be read.
+    pub(crate) fn closer(&self) -> anyhow::Result<Seen> {
+        match (&self.closer, &self.ebpf) {
+            (Some(closer), Some(ebpf)) => closer.seen(ebpf),
+            _ => Ok(Seen::default()),
+        }
+    }
+
     /// What was counted since the programs were attached.
     ///
     /// # Errors
@@ -219,6 +250,7 @@ impl Probe {
                 Loss::Refused => (losses.refused_calls, losses.refused_bytes) = (calls, bytes),
                 Loss::Unreadable => losses.unreadable_calls = calls,
                 Loss::Untold => losses.untold_processes = calls,
+                Loss::Unsampled => losses.unsampled_signals = calls,
             }
         }
         Ok(losses)

@@ -17,7 +17,7 @@ use crate::losses::Losses;
 use crate::mode::Mode;
 use crate::output;
 use crate::privileges;
-use crate::probe::{Arrivals, Births, Newcomer, Probe, ProbeOptions, Refusal, SocketTraffic};
+use crate::probe::{Arrivals, Births, Newcomer, Probe, ProbeOptions, Refusal, Seen, SocketTraffic};
 use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
@@ -47,6 +47,8 @@ pub(crate) struct Observation {
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) traffic: Vec<SocketTraffic>,
     pub(crate) losses: Losses,
+    /// What looking closer showed.
+    pub(crate) closer: Seen,
     /// What watching itself cost.
     pub(crate) cost: Cost,
     pub(crate) inventory: Inventory,
@@ -61,6 +63,8 @@ pub(crate) struct Observation {
 pub(crate) struct Window {
     /// How long; `None`: until a signal.
     pub(crate) duration: Option<Duration>,
+    /// How long of it, from the start, to look closer.
+    pub(crate) closer: Option<Duration>,
     /// Time between two looks for ledgers: a process with the library that lives longer is seen.
     pub(crate) ledger_period: Duration,
     pub(crate) probe: ProbeOptions,
@@ -111,11 +115,17 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut view_ticks = ticks(view_period);
     view_ticks.reset();
     let end = sleep(window.duration.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
-    tokio::pin!(end);
+    let closer_end = sleep(window.closer.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
+    tokio::pin!(end, closer_end);
+    let mut closer = window.closer.is_some();
     let interrupted = loop {
         tokio::select! {
             biased;
             () = &mut end => break false,
+            () = &mut closer_end, if closer => {
+                sources.probe.end_closer()?;
+                closer = false;
+            }
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
             newcomers = next_arrivals(&mut sources.arrivals) => sources.look_into(newcomers?),
@@ -187,6 +197,7 @@ impl Sources {
             refusals: probe.refusals().to_vec(),
             traffic: Vec::new(),
             losses: Losses::default(),
+            closer: Seen::default(),
             cost: Cost::default(),
             inventory,
             ledgers,
@@ -229,6 +240,7 @@ impl Sources {
         self.seen.ledgers.refresh();
         self.seen.losses = self.probe.losses()?;
         self.seen.cost = self.meter.cost(&self.probe);
+        self.probe.end_closer()?;
         self.probe.detach()?;
         self.seen.elapsed = self.started.elapsed();
         self.seen.traffic = self.probe.traffic()?;
@@ -244,6 +256,7 @@ impl Sources {
     /// Names and holders for the traffic that is known now, and the ledgers' losses.
     fn look_at_the_rest(&mut self) -> anyhow::Result<()> {
         self.read_births();
+        self.seen.closer = self.probe.closer()?;
         let newcomers = self.arrivals.as_mut().map(Arrivals::rest).unwrap_or_default();
         self.look_into(newcomers);
         self.seen.losses.untold_sockets = self.births.as_ref().map_or(Ok(0), Births::untold)?;

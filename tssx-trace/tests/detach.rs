@@ -13,6 +13,7 @@ fn programs() -> BTreeSet<u32> {
         ["sent", "received"].as_slice(), // tp_btf
         &["stream_sent", "stream_received", "datagram_sent", "datagram_receiv", "packet_sent", "packet_received"], // fexit, cut to 15
         &["syscall_ended"],
+        &["signals", "ready", "woken"], // looking closer
     ]
     .concat();
     let loaded = loaded_programs().filter_map(Result::ok);

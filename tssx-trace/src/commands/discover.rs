@@ -76,6 +76,7 @@ pub(crate) fn record(seen: &Observation, max_sockets: u32, pairs: bool) -> Recor
     let mut recording = Recording::new(window_ms, seen.losses, max_sockets);
     let head = &mut recording.head;
     head.interrupted = seen.interrupted;
+    head.closer_ms = seen.closer.lasted.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     head.cost = seen.cost;
     head.mode = seen.mode.name().into();
     head.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();

@@ -153,7 +153,7 @@ impl Scenario {
             Kind::Own(workload) => workload.measure(&self.rows, plan),
             Kind::Redis { clients } => servers::redis(&self.rows, *clients, plan),
             Kind::Pgbench { clients } => servers::pgbench(&self.rows, *clients, plan),
-            Kind::Watched => tracer::watched(&self.rows, plan),
+            Kind::Watched { closer } => tracer::watched(&self.rows, *closer, plan),
             Kind::Idle { connections } => idle::idle(&self.rows, *connections, plan),
         }
     }

@@ -25,7 +25,7 @@ pub(super) enum Kind {
     /// By looking at connections on which nothing is said.
     Idle { connections: usize },
     /// By the tracer, beside operations that it sees and others.
-    Watched,
+    Watched { closer: bool },
 }
 
 impl Scenario {
@@ -76,7 +76,7 @@ pub(super) fn all() -> Vec<Scenario> {
         }
     }));
     all.push(idle(10_000));
-    all.push(watched());
+    all.extend([false, true].map(watched));
     all
 }
 
@@ -158,16 +158,17 @@ fn idle(connections: usize) -> Scenario {
     }
 }
 
-fn watched() -> Scenario {
+fn watched(closer: bool) -> Scenario {
     let line = |name: &&str| {
         let bar = match name {
+            _ if closer || name.contains("connect") => None,
             _ if name.contains("Unix") => Some((1.05, 1.01)),
-            _ if name.contains("connect") => None,
             _ => Some((1.01, 1.01)),
         };
-        row(format!("watched by the tracer: {name}"), "ns", Judged::Cost, bar)
+        let how = if closer { "looked at closer" } else { "watched" };
+        row(format!("{how} by the tracer: {name}"), "ns", Judged::Cost, bar)
     };
-    Scenario { rows: OPERATIONS.iter().map(line).collect(), kind: Kind::Watched }
+    Scenario { rows: OPERATIONS.iter().map(line).collect(), kind: Kind::Watched { closer } }
 }
 
 /// A size as a person says it.

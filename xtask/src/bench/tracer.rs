@@ -42,11 +42,11 @@ const BATCH: usize = 100;
 /// Longest that the tracer may take to attach.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Nanoseconds of each of [`OPERATIONS`], without the tracer and with it.
+/// Nanoseconds of each of [`OPERATIONS`], without the tracer and with it; `closer`: while it looks closer.
 ///
 /// # Errors
 /// Where the tracer does not run, or says that it lost something.
-pub(super) fn watched(rows: &[Row], plan: &Plan) -> Result<Vec<Comparison>> {
+pub(super) fn watched(rows: &[Row], closer: bool, plan: &Plan) -> Result<Vec<Comparison>> {
     if !geteuid().is_root() {
         eprintln!("not measured: what the tracer costs, for which it must run as root");
         return Ok(Vec::new());
@@ -58,7 +58,7 @@ pub(super) fn watched(rows: &[Row], plan: &Plan) -> Result<Vec<Comparison>> {
     let mut operations = operations()?;
     let time = Duration::from_millis(plan.milliseconds) / SHORTER;
     measure(rows, if plan.quick { plan.rounds } else { plan.rounds * MORE }, |is_watched| {
-        let watching = is_watched.then(|| Watching::start(&tracer)).transpose()?;
+        let watching = is_watched.then(|| Watching::start(&tracer, closer)).transpose()?;
         let figures = operations.iter_mut().map(|operation| operation.measure(time)).collect();
         watching.map_or(Ok(()), Watching::end)?;
         figures
@@ -154,11 +154,13 @@ struct Watching {
 }
 
 impl Watching {
-    fn start(tracer: &Path) -> Result<Self> {
+    fn start(tracer: &Path, closer: bool) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let said = std::fs::File::create(Self::messages(directory.path()))?;
         let mut command = Command::new(tracer);
-        command.args(["discover", "--duration", "10m", "--record"]).arg(directory.path().join("recording"));
+        command
+            .args(["discover", "--duration", "10m", "--closer", if closer { "10m" } else { "0" }, "--record"])
+            .arg(directory.path().join("recording"));
         let running = Running::start_with(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said))?;
         let watching = Self { running: running.ended_by(Signal::SIGINT), directory };
         let start = Instant::now();
