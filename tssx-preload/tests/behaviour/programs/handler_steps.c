@@ -141,10 +141,22 @@ static void resume(int how, int trial) {
   if (ptrace(how, reader, 0, 0)) fail("ptrace", trial);
 }
 
+static void await_stop(int trial) {
+  int state, turns = 0;
+  while ((state = stopped(trial)) == 0) // asleep as long as it has not had the CPU
+    if (++turns > 1000) fail("the reader does not stop", trial);
+  if (state < 0) fail("the reader has ended", trial);
+}
+
+static void interrupt_sleep(int trial) {
+  if (ptrace(PTRACE_INTERRUPT, reader, 0, 0)) fail("ptrace", trial);
+  await_stop(trial);
+}
+
 static void go_to_sleep(int trial) {
   resume(PTRACE_CONT, trial);
   if (stopped(trial) != 0) fail("the reader does not sleep", trial);
-  if (ptrace(PTRACE_INTERRUPT, reader, 0, 0) || stopped(trial) != 1) fail("the sleeper does not stop", trial);
+  interrupt_sleep(trial);
 }
 
 // Steps the reader; how far it came, or -1 if it was back in the program, or slept, before.
@@ -157,7 +169,7 @@ static int step(int most, int trial) {
     int state = stopped(trial);
     if (state < 0) fail("the reader has ended", trial);
     if (state == 0) {
-      if (ptrace(PTRACE_INTERRUPT, reader, 0, 0) || stopped(trial) != 1) fail("the sleeper does not stop", trial);
+      interrupt_sleep(trial);
       return -1;
     }
     if (ptrace(PTRACE_GETREGS, reader, 0, &registers)) fail("registers", trial);
@@ -172,11 +184,11 @@ static int step(int most, int trial) {
 
 static int run(const struct sockaddr_un *address, int trial) {
   unsigned char byte = 9;
-  int to = socket(AF_UNIX, SOCK_STREAM, 0), tries = 0;
+  int to = socket(AF_UNIX, SOCK_STREAM, 0);
   if (connect(to, (const struct sockaddr *)address, sizeof *address)) fail("connect", trial);
   for (int round = 0; round < WARM; round++)
     if (write(to, &byte, 1) != 1 || read(to, &byte, 1) != 1) fail("warming up", trial);
-  while (stopped(trial) != 1) if (++tries > 1000) fail("the reader does not come", trial);
+  await_stop(trial);
   if (strcmp(start, "asleep") == 0) go_to_sleep(trial);
   if (strcmp(start, "meanwhile") != 0) send_all(to);
   int steps = step(trial, trial);
