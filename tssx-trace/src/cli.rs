@@ -88,7 +88,8 @@ pub(crate) struct WindowArgs {
     /// How to measure: auto takes the first of tp_btf, fexit, syscalls and snapshots that works here (see `tssx-trace doctor`)
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = parse_wanted)]
     pub(crate) mode: Wanted,
-    /// How many pairs of one socket and one process the kernel can count within the window
+    /// How many pairs of one socket and one process the kernel can count within the window; one that is used on several CPUs takes as
+    /// much room as several, for which there is room up to four times over
     #[arg(long, value_name = "N", default_value_t = tssx_ebpf::TRAFFIC_ENTRIES, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub(crate) max_sockets: u32,
     /// Bytes of the ring buffer by which the kernel tells of processes that begin to use Unix sockets: a power of two
@@ -111,8 +112,9 @@ impl WindowArgs {
             max_sockets: self.max_sockets,
             ring_bytes: self.ring_bytes,
             log: self.kernel_log,
+            closer: false,
         };
-        Window { duration: Some(self.duration.unwrap_or(DEFAULT_DURATION)), ledger_period, probe }
+        Window { duration: Some(self.duration.unwrap_or(DEFAULT_DURATION)), closer: None, ledger_period, probe }
     }
 }
 
@@ -137,7 +139,7 @@ pub(crate) struct DiscoverArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) record: Option<PathBuf>,
     /// Print the report of this recording instead of watching; needs no privilege
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "duration", "follow", "interval", "mode", "max_sockets", "ring_bytes", "pairs", "kernel_log"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["record", "duration", "follow", "interval", "mode", "max_sockets", "ring_bytes", "pairs", "kernel_log", "closer"])]
     pub(crate) from: Option<PathBuf>,
     /// Show sockets without a connection too
     #[arg(long)]
@@ -145,6 +147,10 @@ pub(crate) struct DiscoverArgs {
     /// List each connection in the recording and the JSON: who called at each end, and whether its bytes balance
     #[arg(long)]
     pub(crate) pairs: bool,
+    /// How long, from the start, to look closer: passed descriptors and credentials, splice and sendfile, time from data to receive;
+    /// meanwhile every system call of the host is slower. 0: not at all
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_part)]
+    pub(crate) closer: Duration,
     /// How to print the report; --json is short for json
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Table, conflicts_with = "json")]
     pub(crate) format: Format,
@@ -180,7 +186,9 @@ impl DiscoverArgs {
 
     /// What to watch: with --follow without an end unless one is given.
     pub(crate) fn window(&self, ledger_period: Duration) -> Window {
-        let window = self.window.window(ledger_period, false);
+        let mut window = self.window.window(ledger_period, false);
+        window.closer = Some(self.closer).filter(|time| !time.is_zero());
+        window.probe.closer = window.closer.is_some();
         if self.follow { Window { duration: self.window.duration, ..window } } else { window }
     }
 
@@ -329,6 +337,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         return Err(String::from("the time must be between 1ms and one day"));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+/// A time as [`parse_duration`] reads it, or 0.
+fn parse_part(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { parse_duration(text) }
 }
 
 /// A power of two, and a page at least: what the kernel takes as the size of a ring buffer.

@@ -408,10 +408,9 @@ pub(crate) fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Optio
 
 /// Numbers, names and owners of processes; of one that is gone, the name that the kernel programs saw.
 pub(crate) fn describe(seen: &Observation, pids: &BTreeSet<u32>) -> Vec<ProcessRecord> {
-    let comm = |pid: u32| seen.traffic.iter().find(|record| record.pid == pid).map(|record| record.comm.as_str());
     pids.iter()
         .map(|pid| {
-            let name = seen.processes.name(*pid).or_else(|| comm(*pid)).unwrap_or("?");
+            let name = seen.processes.name(*pid).unwrap_or("?");
             let identity = seen.processes.identity(*pid);
             ProcessRecord {
                 pid: *pid,

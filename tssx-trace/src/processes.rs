@@ -13,7 +13,11 @@ use crate::identity::Identity;
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
     names: HashMap<u32, String>,
+    /// Names that the kernel programs told, for processes that were gone too soon.
+    told: HashMap<u32, String>,
     identities: HashMap<u32, Identity>,
+    /// Whether a process that was looked at had an io_uring.
+    io_uring: HashMap<u32, bool>,
     holders: HashMap<u64, BTreeSet<u32>>,
     programs: HashMap<u32, ProgramRecord>,
     /// Those whose facts are still to be asked.
@@ -38,13 +42,18 @@ impl Processes {
             let Ok(process) = Process::new(pid) else { continue };
             let Ok(descriptors) = process.fd() else { continue };
             let pid = pid.unsigned_abs();
-            let mut holds = false;
+            let (mut holds, mut io_uring) = (false, false);
             for descriptor in descriptors.flatten() {
-                if let FDTarget::Socket(inode) = descriptor.target {
-                    self.holders.entry(inode).or_default().insert(pid);
-                    holds = true;
+                match descriptor.target {
+                    FDTarget::Socket(inode) => {
+                        self.holders.entry(inode).or_default().insert(pid);
+                        holds = true;
+                    }
+                    FDTarget::AnonInode(kind) => io_uring |= kind == "[io_uring]",
+                    _ => {}
                 }
             }
+            *self.io_uring.entry(pid).or_default() |= io_uring;
             if holds {
                 self.remember(pid);
             }
@@ -112,9 +121,21 @@ impl Processes {
         }
     }
 
-    /// The process's name, if it was seen alive.
+    /// Keeps the name that the kernel programs told of a process.
+    pub(crate) fn told(&mut self, pid: u32, name: String) {
+        self.told.entry(pid).or_insert(name);
+    }
+
+    /// The process's name: as it was seen alive, else as the kernel programs told.
     pub(crate) fn name(&self, pid: u32) -> Option<&str> {
-        self.names.get(&pid).map(String::as_str)
+        self.names.get(&pid).or_else(|| self.told.get(&pid)).map(String::as_str)
+    }
+
+    /// How many of these processes had an io_uring at any look; `None` if none of those that were looked at, and not all were.
+    pub(crate) fn with_io_uring(&self, pids: &BTreeSet<u32>) -> Option<u64> {
+        let looks = || pids.iter().map(|pid| self.io_uring.get(pid));
+        let count = looks().filter(|had| *had == Some(&true)).count() as u64;
+        (count > 0 || looks().all(|had| had.is_some())).then_some(count)
     }
 
     /// Whose the process is and where it runs, if it was seen alive.
@@ -153,5 +174,7 @@ mod tests {
         let own = std::process::id();
         assert_eq!(processes.holders(inode).collect::<Vec<_>>(), [own]);
         assert!(processes.name(own).is_some_and(|name| !name.is_empty()));
+        assert_eq!(processes.with_io_uring(&BTreeSet::from([own])), Some(0));
+        assert_eq!(processes.with_io_uring(&BTreeSet::from([own, u32::MAX])), None, "no such process");
     }
 }

@@ -68,6 +68,9 @@ pub(crate) struct Head {
     pub(crate) window_ms: u64,
     /// Ended by a signal before its time.
     pub(crate) interrupted: bool,
+    /// How much of it, from its beginning, the tracer looked closer; `None`: not at all.
+    #[serde(default)]
+    pub(crate) closer_ms: Option<u64>,
     /// What could not be counted.
     pub(crate) losses: Losses,
     /// Whether sent, received and queued bytes agree.
@@ -208,6 +211,7 @@ impl Recording {
             refused_modes: Vec::new(),
             window_ms,
             interrupted: false,
+            closer_ms: None,
             losses,
             conservation: ConservationRecord::default(),
             cost: Cost::default(),

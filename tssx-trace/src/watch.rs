@@ -18,7 +18,7 @@ use crate::losses::Losses;
 use crate::mode::Mode;
 use crate::output;
 use crate::privileges;
-use crate::probe::{Arrivals, Births, Probe, ProbeOptions, Refusal, SocketTraffic};
+use crate::probe::{Arrivals, Births, Newcomer, Probe, ProbeOptions, Refusal, Seen, SocketTraffic};
 use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
@@ -50,6 +50,8 @@ pub(crate) struct Observation {
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) traffic: Vec<SocketTraffic>,
     pub(crate) losses: Losses,
+    /// What looking closer showed.
+    pub(crate) closer: Seen,
     /// What watching itself cost.
     pub(crate) cost: Cost,
     pub(crate) inventory: Inventory,
@@ -64,6 +66,8 @@ pub(crate) struct Observation {
 pub(crate) struct Window {
     /// How long; `None`: until a signal.
     pub(crate) duration: Option<Duration>,
+    /// How long of it, from the start, to look closer.
+    pub(crate) closer: Option<Duration>,
     /// Time between two looks for ledgers: a process with the library that lives longer is seen.
     pub(crate) ledger_period: Duration,
     pub(crate) probe: ProbeOptions,
@@ -99,7 +103,6 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
-    let mut arrivals = sources.probe.arrivals()?;
     for refusal in &sources.seen.refusals {
         output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
     }
@@ -115,14 +118,20 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut view_ticks = ticks(view_period);
     view_ticks.reset();
     let end = sleep(window.duration.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
-    tokio::pin!(end);
+    let closer_end = sleep(window.closer.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
+    tokio::pin!(end, closer_end);
+    let mut closer = window.closer.is_some();
     let interrupted = loop {
         tokio::select! {
             biased;
             () = &mut end => break false,
+            () = &mut closer_end, if closer => {
+                sources.probe.end_closer()?;
+                closer = false;
+            }
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
-            pids = next_arrivals(&mut arrivals) => sources.meet(&pids?),
+            newcomers = next_arrivals(&mut sources.arrivals) => sources.look_into(newcomers?),
             _ = ledger_ticks.tick() => {
                 let started = Instant::now();
                 sources.seen.ledgers.refresh();
@@ -167,6 +176,7 @@ struct Sources {
     started: Instant,
     meter: Meter,
     probe: Probe,
+    arrivals: Option<Arrivals>,
     births: Option<Births>,
     seen: Observation,
 }
@@ -182,7 +192,7 @@ impl Sources {
         processes.gather(None);
         let mut ledgers = Ledgers::find();
         let mut probe = Probe::attach(options)?;
-        let births = probe.births()?;
+        let (arrivals, births) = (probe.arrivals()?, probe.births()?);
         privileges::drop_all_but_reading()?;
         ledgers.begin();
         let started = Instant::now();
@@ -195,19 +205,24 @@ impl Sources {
             refusals: probe.refusals().to_vec(),
             traffic: Vec::new(),
             losses: Losses::default(),
+            closer: Seen::default(),
             cost: Cost::default(),
             inventory,
             ledgers,
             processes,
             interrupted: false,
         };
-        Ok(Self { started, meter, probe, births, seen })
+        Ok(Self { started, meter, probe, arrivals, births, seen })
     }
 
-    /// Looks at processes that just began to use Unix sockets.
-    fn meet(&mut self, pids: &[u32]) {
-        self.seen.ledgers.look_into(pids);
-        self.seen.processes.remember_new(pids.iter().copied());
+    /// Looks at processes that begin to use Unix sockets, before they are gone.
+    fn look_into(&mut self, newcomers: Vec<Newcomer>) {
+        let pids: Vec<u32> = newcomers.iter().map(|newcomer| newcomer.pid).collect();
+        self.seen.ledgers.look_into(&pids);
+        for Newcomer { pid, comm } in newcomers {
+            self.seen.processes.told(pid, comm);
+        }
+        self.seen.processes.remember_new(pids.into_iter());
         self.seen.processes.gather(Some(FACTS_TIME));
     }
 
@@ -234,6 +249,7 @@ impl Sources {
         self.seen.ledgers.refresh();
         self.seen.losses = self.probe.losses()?;
         self.seen.cost = self.meter.cost(&self.probe);
+        self.probe.end_closer()?;
         self.probe.detach()?;
         self.seen.elapsed = self.started.elapsed();
         self.seen.traffic = self.probe.traffic()?;
@@ -250,6 +266,9 @@ impl Sources {
     /// Names and holders for the traffic that is known now, and the ledgers' losses.
     fn look_at_the_rest(&mut self) -> anyhow::Result<()> {
         self.read_births();
+        self.seen.closer = self.probe.closer()?;
+        let newcomers = self.arrivals.as_mut().map(Arrivals::rest).unwrap_or_default();
+        self.look_into(newcomers);
         self.seen.losses.untold_sockets = self.births.as_ref().map_or(Ok(0), Births::untold)?;
         let Observation { traffic, losses, inventory, ledgers, processes, .. } = &mut self.seen;
         look_at_sockets(inventory)?;
@@ -267,7 +286,7 @@ impl Sources {
 }
 
 /// Waits for processes that begin to use Unix sockets; for ever in a mode that does not tell of them.
-async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<u32>> {
+async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<Newcomer>> {
     match arrivals {
         Some(arrivals) => arrivals.next().await,
         None => std::future::pending().await,

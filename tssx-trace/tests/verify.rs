@@ -45,7 +45,11 @@ impl Place {
     }
 
     fn verify(&self) -> Guarded {
-        let arguments = ["verify", "--json", "--connections", "--min-hit-rate", "99%", &self.socket];
+        self.verify_by("auto")
+    }
+
+    fn verify_by(&self, mode: &str) -> Guarded {
+        let arguments = ["verify", "--mode", mode, "--json", "--connections", "--min-hit-rate", "99%", &self.socket];
         tracer(&arguments, &self.directory.path().join("report"))
     }
 
@@ -75,21 +79,39 @@ fn reasons(report: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn an_upgraded_connection_has_a_full_hit_rate() {
-    let place = Place::new();
-    let server = server(&place.socket, &place.accelerated());
-    let mut client = client(&place.socket, &place.accelerated());
-    exchange(&mut client, WARM_UP, SIZE);
-    server.await_rest(); // a doorbell at the edge of the window counts as the kernel's
-    let tracer = place.verify();
-    exchange(&mut client, COUNT, SIZE);
-    server.await_rest();
-    let (code, report, errors) = place.end(tracer);
-    assert_adds_up(&report, TOTAL);
-    assert_eq!(code, Some(0), "{report} {errors}");
-    assert_eq!((report["selected"].as_u64(), report["accelerated"].as_u64()), (Some(1), Some(1)), "{report}");
-    assert!(report["hit_rate"].as_f64().expect("a rate") >= 0.99, "{report}");
-    assert!(reasons(&report).is_empty(), "{report}");
+fn an_upgraded_connection_has_a_full_hit_rate_in_every_mode() {
+    for mode in common::measuring_modes() {
+        let place = Place::new();
+        let server = server(&place.socket, &place.accelerated());
+        let mut client = client(&place.socket, &place.accelerated());
+        exchange(&mut client, WARM_UP, SIZE);
+        server.await_rest(); // a doorbell at the edge of the window counts as the kernel's
+        let tracer = place.verify_by(mode);
+        exchange(&mut client, COUNT, SIZE);
+        server.await_rest();
+        let (code, report, errors) = place.end(tracer);
+        assert_adds_up(&report, TOTAL);
+        assert_eq!(code, Some(0), "{mode}: {report} {errors}");
+        assert_eq!((report["selected"].as_u64(), report["accelerated"].as_u64()), (Some(1), Some(1)), "{mode}: {report}");
+        assert!(report["hit_rate"].as_f64().expect("a rate") >= 0.99, "{mode}: {report}");
+        assert!(reasons(&report).is_empty(), "{mode}: {report}");
+    }
+}
+
+#[test]
+fn misses_are_counted_to_the_last_byte_in_every_mode() {
+    for mode in common::measuring_modes() {
+        let place = Place::new();
+        let server = server(&place.socket, &place.accelerated());
+        let mut client = client(&place.socket, &[]);
+        let tracer = place.verify_by(mode);
+        exchange(&mut client, COUNT, SIZE);
+        server.await_rest(); // the last answer is counted after it was sent
+        let (code, report, errors) = place.end(tracer);
+        assert_eq!(code, Some(4), "{mode}: {errors}");
+        assert_adds_up(&report, TOTAL);
+        assert_eq!(report["hit_rate"].as_f64(), Some(0.0), "{mode}: {report}");
+    }
 }
 
 #[test]

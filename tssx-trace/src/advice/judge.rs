@@ -81,10 +81,11 @@ fn traffic(recording: &Recording, service: &ServiceRecord, min_calls: f64) -> Op
 /// Descriptors and credentials, and ends that several processes use.
 fn descriptors(service: &ServiceRecord) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let passed = service.evidence.as_ref().and_then(|evidence| evidence.descriptor_messages);
+    let signals = service.evidence.as_ref().and_then(|evidence| evidence.signals);
+    let passed = signals.map(|signals| signals.descriptor_ends + signals.credential_ends);
     match passed {
         Some(0) => {}
-        Some(count) => findings.push(Finding::new(Code::DescriptorPassing, plural(count, "message"))),
+        Some(count) => findings.push(Finding::new(Code::DescriptorPassing, format!("seen at {}", plural(count, "end")))),
         None => {
             if let Some(SocketName::Path(path) | SocketName::Abstract(path)) = service.absolute.as_ref().or(service.name.as_ref())
                 && PASSES_DESCRIPTORS.iter().any(|prefix| path.starts_with(prefix))
@@ -123,7 +124,7 @@ fn library(service: &ServiceRecord) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::advice::Level;
-    use crate::evidence::Evidence;
+    use crate::evidence::{Evidence, Signals};
     use crate::hit_rate::ReasonCount;
     use crate::losses::Losses;
     use crate::recording::samples::{busy, recording_of};
@@ -139,11 +140,15 @@ mod tests {
         assert_eq!((verdict.level, verdict.findings.as_slice()), (Level::Recommended, &[][..]));
     }
 
+    fn passing(descriptor_ends: u64) -> Signals {
+        Signals { descriptor_ends, ..Signals::default() }
+    }
+
     #[test]
     fn each_figure_that_speaks_against_a_socket_has_its_code() {
         let few = |connections, calls| ServiceRecord { connections, calls: Some(calls), ..busy(b"/run/x") };
-        let evidence = |descriptor_messages, most_processes_on_one_end| ServiceRecord {
-            evidence: Some(Evidence { descriptor_messages, most_processes_on_one_end, ..Evidence::default() }),
+        let evidence = |ends: Option<u64>, most_processes_on_one_end| ServiceRecord {
+            evidence: Some(Evidence { signals: ends.map(passing), most_processes_on_one_end, ..Evidence::default() }),
             ..busy(b"/run/x")
         };
         let says = |reason: &str| ServiceRecord {
@@ -178,7 +183,7 @@ mod tests {
 
     #[test]
     fn descriptors_that_were_counted_decide_and_the_name_does_not() {
-        let counted = Some(Evidence { descriptor_messages: Some(0), ..Evidence::default() });
+        let counted = Some(Evidence { signals: Some(passing(0)), ..Evidence::default() });
         let verdict = verdict(ServiceRecord { evidence: counted, ..busy(b"/run/user/1000/x") });
         assert_eq!(verdict.level, Level::Recommended);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, Format, exit};
 use crate::commands::follow::Follower;
-use crate::evidence::Evidence;
+use crate::evidence::Index;
 use crate::hit_rate::reasons;
 use crate::join::{Connection, End, Flow, Place, Service, ServiceKey, describe, make_absolute, received, sent, services};
 use crate::names::SocketName;
@@ -77,14 +77,17 @@ pub(crate) fn record(seen: &Observation, max_sockets: u32, pairs: bool) -> Recor
     let mut recording = Recording::new(window_ms, seen.losses, max_sockets);
     let head = &mut recording.head;
     head.interrupted = seen.interrupted;
+    head.closer_ms = seen.closer.lasted.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     head.cost = seen.cost;
     head.mode = seen.mode.name().into();
     head.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();
     head.refused_modes.clone_from(&seen.refusals);
     head.library = seen.processes.library().map(|path| path.to_string_lossy().into_owned());
     head.closed_namespaces = seen.inventory.closed_namespaces();
+    let evidence = Index::new(seen);
     for (key, service) in services(seen) {
         let mut record = record_service(seen, key, &service);
+        record.evidence = evidence.of(&service);
         for connection in &service.connections {
             let pair = PairRecord::new(&seen.inventory, seen.mode.measures_traffic(), connection);
             recording.head.conservation.add(&pair);
@@ -147,7 +150,7 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         queued_bytes: queued(seen, service),
         client_to_server: known_flow(seen, to_server),
         server_to_client: known_flow(seen, to_client),
-        evidence: Evidence::of(seen, service),
+        evidence: None,
         pairs: Vec::new(),
     }
 }
