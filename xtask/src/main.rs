@@ -77,6 +77,12 @@ enum Command {
     /// One that the victim has an honest connection with
     #[command(hide = true)]
     HostileHonest(hostile::EndOptions),
+    /// One of two processes of one user
+    #[command(hide = true)]
+    HostileFriend(hostile::EndOptions),
+    /// A process of another user, who attacks these two
+    #[command(hide = true)]
+    HostileStranger(hostile::EndOptions),
     /// The library and the tracer on Debian's 6.1 kernel, in an emulated machine
     VmTest,
     /// The first process of that machine
@@ -117,6 +123,8 @@ fn dispatch() -> anyhow::Result<()> {
         Command::Hostile(options) => hostile::hostile(&options),
         Command::HostileVictim(options) => hostile::suffer(&options),
         Command::HostileHonest(options) => hostile::honest(&options),
+        Command::HostileFriend(options) => hostile::friend(&options),
+        Command::HostileStranger(options) => hostile::stranger(&options),
         Command::VmTest => vm::vm_test(),
         Command::VmGuest => vm::init(),
         Command::VmPeer(options) => vm::peer(&options),

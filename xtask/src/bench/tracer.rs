@@ -55,7 +55,7 @@ pub(super) fn watched(rows: &[Row], closer: bool, plan: &Plan) -> Result<Vec<Com
         Some(tracer) => tracer.canonicalize().with_context(|| format!("no tracer {}", tracer.display()))?,
         None => build::build()?.trace,
     };
-    let mut operations = operations()?;
+    let mut operations = operations(closer)?;
     let time = Duration::from_millis(plan.milliseconds) / SHORTER;
     measure(rows, if plan.quick { plan.rounds } else { plan.rounds * MORE }, |is_watched| {
         let watching = is_watched.then(|| Watching::start(&tracer, closer)).transpose()?;
@@ -85,14 +85,14 @@ impl Operation {
                 let then = std::mem::replace(&mut now, Instant::now());
                 batches.push((now - then).as_nanos() as f64 / BATCH as f64);
             }
-            Ok(Figures { least: batches.iter().copied().reduce(f64::min), ..Figures::of(median(&batches)) })
+            Ok(Figures::of(median(&batches)))
         };
         thread::scope(|scope| scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     }
 }
 
-/// In the order of [`OPERATIONS`]; the other ends wait in threads that end with this process.
-fn operations() -> Result<Vec<Operation>> {
+/// In the order of [`OPERATIONS`], once for each value of `closer`; the other ends wait in threads that end with this process.
+fn operations(closer: bool) -> Result<Vec<Operation>> {
     let other = usize::from(thread::available_parallelism().is_ok_and(|count| count.get() > 1));
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let tcp = TcpStream::connect(listener.local_addr()?)?;
@@ -105,7 +105,7 @@ fn operations() -> Result<Vec<Operation>> {
     serve(apart_served, other);
     serve(together_served, 0);
     serve(served, other);
-    let address = SocketAddr::from_abstract_name(format!("tssx bench {}", std::process::id()))?;
+    let address = SocketAddr::from_abstract_name(format!("tssx bench {} {closer}", std::process::id()))?;
     let listener = UnixListener::bind_addr(&address)?;
     thread::spawn(move || -> Result<()> {
         run_on(&[other])?;

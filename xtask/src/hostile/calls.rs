@@ -38,7 +38,7 @@ pub(super) struct Outcome {
     pub sent: u64,
     /// Errors by call and errno.
     pub errors: BTreeMap<String, u64>,
-    /// The connection ended before the attacker went.
+    /// Nothing more came, before the attacker went. That no more goes is the peer's to say: it is what shutdown(2) is.
     pub early: bool,
 }
 
@@ -322,9 +322,13 @@ impl<'a> End<'a> {
     }
 
     fn over(&mut self, incoming: bool) {
-        // What the victim has shut down itself is nobody's doing.
-        self.outcome.early |= !self.shut && !self.board.leaving();
-        if incoming { self.in_over = true } else { self.out_over = true }
+        if incoming {
+            // What the victim has shut down itself is nobody's doing.
+            self.outcome.early |= !self.shut && !self.board.leaving();
+            self.in_over = true;
+        } else {
+            self.out_over = true;
+        }
     }
 
     fn judge(&mut self, name: &str, most: usize, result: nix::Result<usize>) -> Result<Option<usize>> {
@@ -337,10 +341,11 @@ impl<'a> End<'a> {
         *self.outcome.errors.entry(format!("{name}: {errno:?}")).or_default() += 1;
         match errno {
             Errno::EAGAIN => {}
-            Errno::ECONNRESET => {
+            Errno::ECONNRESET if name.starts_with("re") => {
                 self.over(true);
                 self.out_over = true;
             }
+            Errno::ECONNRESET => (self.in_over, self.out_over) = (true, true),
             Errno::EPIPE => self.over(false),
             // Of a connection that has ended.
             Errno::ENOTCONN if name == "shutdown" => {}

@@ -192,8 +192,19 @@ fn seqpacket() -> Result<OwnedFd> {
     Ok(socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
 }
 
+/// An honest offer to whoever's mailbox this is; the memory, if it could be delivered.
+pub(super) fn visit(inode: u64) -> Result<Option<Memory>> {
+    let file = segment(1, inode)?;
+    let memory = Memory::map(&file, LENGTH)?;
+    Peer::say_joined(&memory, 1, 0);
+    let offer = Offer { files: vec![file.into()], text: TEXT.to_vec(), memory: None };
+    let delivered = visitor(inode).and_then(|socket| deliver(&socket, &offer, Abuse::Stranger));
+    // Closed meanwhile, or full: a mailbox is open for moments only.
+    Ok(delivered.is_ok().then_some(memory))
+}
+
 /// A mailbox of ours.
-fn listener(inode: u64) -> Result<OwnedFd> {
+pub(super) fn listener(inode: u64) -> Result<OwnedFd> {
     let fd = seqpacket()?;
     bind(fd.as_raw_fd(), &address(inode)?).context("the name is taken")?;
     listen(&fd, Backlog::new(1)?)?;
