@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::explanation::Subject;
 use crate::filter::{Filter, Sort};
 use crate::mode::{Wanted, parse_wanted};
 use crate::names::SocketName;
@@ -24,6 +25,8 @@ pub(crate) mod exit {
     pub(crate) const BELOW_MINIMUM: u8 = 4;
     /// There was nothing to judge or to suggest.
     pub(crate) const NOTHING: u8 = 5;
+    /// A socket that was expected to be accelerated is not.
+    pub(crate) const UNEXPECTED: u8 = 6;
 }
 
 const AFTER_HELP: &str = "\
@@ -32,10 +35,11 @@ Examples:
   tssx-trace suggest > tssx.env            propose which sockets to accelerate
   set -a; . ./tssx.env; set +a             take the proposal into a shell, then start server and client from it
   tssx-trace run --socket /run/x.sock -- CMD   start one command accelerated
+  sudo tssx-trace explain /run/x.sock      tell why that socket is not accelerated
   sudo tssx-trace verify                   measure how much of the traffic really is accelerated
 
 Exit status: 0 done; 1 could not do it (the message says what is missing); 2 wrong usage; 3 some traffic could not be
-counted; 4 a hit rate is below --min-hit-rate; 5 nothing to judge or to suggest.";
+counted; 4 a hit rate is below --min-hit-rate; 5 nothing to judge or to suggest; 6 a socket of --expect is not accelerated.";
 
 /// Finds the Unix sockets worth accelerating with TSSX and proves afterwards that they are.
 #[derive(Debug, Parser)]
@@ -53,6 +57,8 @@ pub(crate) enum Command {
     Suggest(SuggestArgs),
     /// Measure the fast-path hit rate of each selected socket, and the reason of each miss (needs root, or what doctor names)
     Verify(VerifyArgs),
+    /// Tell why a socket, or the sockets of a process, are not accelerated, and what to do (needs root, or --from)
+    Explain(ExplainArgs),
     /// Start a command with the library and a selection of sockets
     Run(RunArgs),
     /// Show what the tracer can do on this machine, what it lacks, and the remedy
@@ -195,11 +201,16 @@ impl DiscoverArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=:
+Each socket gets a verdict, recommended, possible or blocked, with the reasons and the remedies as comments. Only what is
+recommended is selected. The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=:
   tssx-trace suggest > tssx.env
   set -a; . ./tssx.env; set +a; redis-server --unixsocket /run/redis.sock
+  tssx-trace suggest --format systemd --unit redis.service > /etc/systemd/system/redis.service.d/tssx.conf
+  tssx-trace suggest --format json | jq '.sockets[] | {display, level, codes: [.findings[].code]}'
 
-Needs no privilege. The same recording always gives the same file.")]
+Needs no privilege. The same recording always gives the same bytes.
+
+Exit status: 0 something is selected; 1 could not do it; 3 the recording misses too much; 5 nothing to suggest.")]
 pub(crate) struct SuggestArgs {
     /// The recording to read
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
@@ -207,6 +218,59 @@ pub(crate) struct SuggestArgs {
     /// Leave out sockets with fewer sending calls per second
     #[arg(long, value_name = "RATE", default_value_t = 10.0)]
     pub(crate) min_calls: f64,
+    /// Select sockets that are only possible too, as far as they had traffic
+    #[arg(long)]
+    pub(crate) possible: bool,
+    /// What to print: a file for shells and EnvironmentFile=, drop-ins, an extension of compose.yaml, or JSON
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Advised::Shell)]
+    pub(crate) format: Advised,
+    /// With --format systemd, print the drop-in of this unit alone
+    #[arg(long, value_name = "UNIT")]
+    pub(crate) unit: Option<String>,
+    /// The share of calls or connections that may have gone uncounted: 0.01 or 1%
+    #[arg(long, value_name = "RATE", default_value = "1%", value_parser = parse_rate)]
+    pub(crate) max_losses: f64,
+    /// Advise from a recording that misses more, too
+    #[arg(long)]
+    pub(crate) accept_losses: bool,
+}
+
+/// How advice is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Advised {
+    /// KEY="value" lines
+    Shell,
+    /// One drop-in for each unit
+    Systemd,
+    /// An extension that services merge
+    Compose,
+    /// One document
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Shows both ends side by side with what decides, the verdict of `suggest`, and each reason with its code and remedy. It watches first, so that
+traffic and who calls are known; a recording of `discover` has the same.
+
+Examples:
+  sudo tssx-trace explain /run/redis.sock
+  tssx-trace explain --from /run/tssx/discover.json @name
+  sudo tssx-trace explain $(pidof psql) --json | jq '.sockets[].findings[] | {code, end, remedy}'
+
+Exit status: 0 explained; 1 could not do it; 3 some traffic could not be counted; 5 no such socket or process was seen.")]
+pub(crate) struct ExplainArgs {
+    /// A socket, by path or as @name, or a process by its number (a file named 123 is ./123)
+    #[arg(value_name = "SOCKET|PID")]
+    pub(crate) subject: Subject,
+    /// Explain by this recording instead of watching; needs no privilege
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "mode", "max_sockets", "ring_bytes", "kernel_log"])]
+    pub(crate) from: Option<PathBuf>,
+    /// Sending calls per second below which a socket does not gain
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub(crate) min_calls: f64,
+    #[command(flatten)]
+    pub(crate) window: WindowArgs,
 }
 
 #[derive(Debug, Args)]
@@ -217,15 +281,19 @@ statistics, the rest from the kernel programs, less the library's own doorbell b
 Examples:
   sudo tssx-trace verify --min-hit-rate 99% /run/redis.sock
   sudo tssx-trace verify --duration 30s --json
+  sudo tssx-trace verify --expect /run/redis.sock --min-hit-rate 99% > /dev/null || alert
 
-Exit status: 0 every hit rate is at least the minimum; 3 some traffic could not be counted; 4 a hit rate is below it;
-5 no selected connection carried a byte although --min-hit-rate or a socket was given.")]
+Exit status, the first that applies: 6 a socket of --expect has no accelerated connection; 4 a hit rate is below the minimum;
+3 some traffic could not be counted; 5 no selected connection carried a byte although --min-hit-rate or a socket was given; 0 else.")]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) window: WindowArgs,
     /// Exit with status 4 if a socket's hit rate is lower: 0.99 or 99%
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) min_hit_rate: Option<f64>,
+    /// Exit with status 6 unless a connection of this socket is accelerated; may be repeated, and leaves no other socket out
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) expect: Vec<SocketName>,
     /// With --json, list each selected connection
     #[arg(long, requires = "json")]
     pub(crate) connections: bool,

@@ -61,6 +61,16 @@ impl End {
         self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.sleeps))
     }
 
+    /// Times that it found bytes or room while it spun instead.
+    pub(crate) fn spin_hits(&self) -> u64 {
+        self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.spin_hits))
+    }
+
+    /// Times that it found its ring full.
+    pub(crate) fn ring_full(&self) -> u64 {
+        self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.ring_full))
+    }
+
     /// Calls and bytes that this end put into a ring; `None` if it has no ledger.
     pub(crate) fn ring_tx(&self) -> Option<(u64, u64)> {
         self.ledger.as_ref().map(|_| self.grew(|slot| slot.ring_tx_calls, |slot| slot.ring_tx_bytes))

@@ -13,6 +13,7 @@ use crate::cost::{Cost, Meter};
 use crate::inventory::Inventory;
 use crate::join;
 use crate::ledgers::Ledgers;
+use crate::library;
 use crate::losses::Losses;
 use crate::mode::Mode;
 use crate::output;
@@ -32,6 +33,8 @@ const CHURN_PERIOD: Duration = Duration::from_millis(1);
 const CHURN: usize = 32;
 /// A kind of look may take one part in so many of one CPU: on a host with very many processes or sockets looks get rarer.
 const LOOK_SHARE: u32 = 20;
+/// How long at once facts about new programs are asked for: readings of ledgers wait for it.
+const FACTS_TIME: Duration = Duration::from_millis(1);
 /// The same for readings, which lose something if they come too late.
 const READING_SHARE: u32 = 4;
 
@@ -140,7 +143,10 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
                 let period = if sources.seen.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
                 reading_ticks.reset_after(pause(period, READING_SHARE, started));
             }
-            _ = birth_ticks.tick() => sources.read_births(),
+            _ = birth_ticks.tick() => {
+                sources.read_births();
+                sources.seen.processes.gather(Some(FACTS_TIME));
+            }
             _ = view_ticks.tick() => {
                 let started = Instant::now();
                 sources.look_now()?;
@@ -181,6 +187,9 @@ impl Sources {
         let meter = Meter::start();
         let mut inventory = Inventory::open()?;
         // Whatever takes long comes first, so that the kernel's counters and the ledgers' begin at one moment.
+        let mut processes = Processes::new(library::find().ok());
+        processes.refresh();
+        processes.gather(None);
         let mut ledgers = Ledgers::find();
         let mut probe = Probe::attach(options)?;
         let (arrivals, births) = (probe.arrivals()?, probe.births()?);
@@ -189,7 +198,6 @@ impl Sources {
         let started = Instant::now();
         look_at_sockets(&mut inventory)?;
         inventory.begin();
-        let mut processes = Processes::default();
         processes.refresh();
         let seen = Observation {
             elapsed: Duration::ZERO,
@@ -215,6 +223,7 @@ impl Sources {
             self.seen.processes.told(pid, comm);
         }
         self.seen.processes.remember_new(pids.into_iter());
+        self.seen.processes.gather(Some(FACTS_TIME));
     }
 
     fn read_births(&mut self) {
@@ -245,6 +254,7 @@ impl Sources {
         self.seen.elapsed = self.started.elapsed();
         self.seen.traffic = self.probe.traffic()?;
         self.look_at_the_rest()?;
+        self.seen.processes.gather_again();
         self.probe.flush_log();
         for refused in self.seen.ledgers.refused() {
             output::note(&format!("warning: a ledger was not read: {refused}"));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::cli::{DiscoverArgs, Format, exit};
 use crate::commands::follow::Follower;
 use crate::evidence::Index;
+use crate::hit_rate::reasons;
 use crate::join::{Connection, End, Flow, Place, Service, ServiceKey, describe, make_absolute, received, sent, services};
 use crate::names::SocketName;
 use crate::output::{note, result};
@@ -81,6 +82,7 @@ pub(crate) fn record(seen: &Observation, max_sockets: u32, pairs: bool) -> Recor
     head.mode = seen.mode.name().into();
     head.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();
     head.refused_modes.clone_from(&seen.refusals);
+    head.library = seen.processes.library().map(|path| path.to_string_lossy().into_owned());
     head.closed_namespaces = seen.inventory.closed_namespaces();
     let evidence = Index::new(seen);
     for (key, service) in services(seen) {
@@ -96,6 +98,10 @@ pub(crate) fn record(seen: &Observation, max_sockets: u32, pairs: bool) -> Recor
         let list = if record.name.is_some() { &mut recording.services } else { &mut recording.unnamed };
         list.push(record);
     }
+    let all = recording.services.iter().chain(&recording.unnamed);
+    let pids: BTreeSet<u32> =
+        all.flat_map(|record| record.servers.iter().chain(&record.clients)).map(|process| process.pid).collect();
+    recording.programs = pids.into_iter().filter_map(|pid| seen.processes.program(pid).cloned()).collect();
     recording.services.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
     recording
 }
@@ -114,6 +120,10 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         servers.extend(&connection.server.pids);
         clients.extend(&connection.client.pids);
     }
+    let callers = |end: fn(&Connection) -> &End| {
+        let callers: BTreeSet<u32> = service.connections.iter().flat_map(|connection| end(connection).callers.clone()).collect();
+        callers.into_iter().collect()
+    };
     let count = |test: fn(&Connection) -> bool| service.connections.iter().filter(|c| test(c)).count() as u64;
     let selected = count(Connection::is_selected);
     let display = name.as_ref().map_or_else(|| String::from("(unnamed)"), SocketName::to_string);
@@ -126,10 +136,13 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         kind,
         servers: describe(seen, &servers),
         clients: describe(seen, &clients),
+        server_callers: callers(|connection| &connection.server),
+        client_callers: callers(|connection| &connection.client),
         connections: service.connections.len() as u64,
         waiting: service.waiting,
         selected,
         accelerated: count(Connection::is_accelerated),
+        reasons: reasons(&service.connections),
         calls: known(seen, total.calls()),
         bytes: known(seen, total.bytes()),
         ring_calls: (selected > 0).then_some(total.ring_calls),

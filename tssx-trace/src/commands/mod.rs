@@ -2,6 +2,7 @@
 
 pub(crate) mod discover;
 pub(crate) mod doctor;
+pub(crate) mod explain;
 mod follow;
 pub(crate) mod run;
 pub(crate) mod suggest;
