@@ -103,11 +103,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
-    for refusal in &sources.seen.refusals {
-        output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
-    }
-    let length = window.duration.map_or_else(|| String::from("until Ctrl-C"), |time| format!("for {:.1} s", time.as_secs_f64()));
-    output::note(&format!("attached; watching Unix sockets {length}, mode {}", sources.seen.mode.name()));
+    say_attached(&sources.seen, window.duration);
     let (view_period, mut viewer) = viewer.unzip();
     let view_period = view_period.unwrap_or(FOR_EVER);
 
@@ -169,6 +165,14 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
         viewer.end();
     }
     sources.close(interrupted)
+}
+
+fn say_attached(seen: &Observation, duration: Option<Duration>) {
+    for refusal in &seen.refusals {
+        output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
+    }
+    let length = duration.map_or_else(|| String::from("until Ctrl-C"), |time| format!("for {:.1} s", time.as_secs_f64()));
+    output::note(&format!("attached; watching Unix sockets {length}, mode {}", seen.mode.name()));
 }
 
 /// What is asked again and again, and what it has told until now.
