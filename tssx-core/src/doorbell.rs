@@ -267,6 +267,18 @@ pub fn take_doorbells(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> u64
     take_some(fd, slot, segment, most)
 }
 
+/// As [`take_doorbells`], all that the kernel has queued by now. Not until there are none: a peer that goes on sending would hold up a call that
+/// does not wait.
+pub fn take_queued(fd: i32, slot: &Slot, segment: &Segment) {
+    let mut left = waiting(fd);
+    while left > 0 {
+        match take_doorbells(fd, slot, segment, left) {
+            0 => return,
+            count => left = left.saturating_sub(count),
+        }
+    }
+}
+
 /// Whether the kernel has nothing but the end of file, or an error, for this direction. Takes neither.
 #[must_use]
 pub fn is_at_end(fd: i32) -> bool {
@@ -279,19 +291,28 @@ pub fn is_at_end(fd: i32) -> bool {
 /// then whether the ring has ended: a producer says so before it sends its first byte behind the end, so what was queued before
 /// is not the program's.
 fn take_some(fd: i32, slot: &Slot, segment: &Segment, limit: u64) -> u64 {
-    let mut scratch = [0_u8; 4608];
     let _undisturbed = Undisturbed::begin();
     let queued = kernel::queued_bytes(fd).unwrap_or(0);
     fence(Acquire);
-    let direction = segment.rx();
-    let mut most = queued.min(limit).min(scratch.len() as u64);
-    if direction.state.load(Acquire) == STATE_ENDED {
+    let mut most = queued.min(limit);
+    if segment.rx().state.load(Acquire) == STATE_ENDED {
         most = most.min(before_resume(slot, segment));
     }
-    let room = scratch.get_mut(..usize::try_from(most).unwrap_or(0)).unwrap_or_default();
-    if room.is_empty() {
-        return 0;
+    match most {
+        0 => 0,
+        // Most often it is one, and clearing room for a writer's junk is dear.
+        1..=FEW => take(fd, slot, segment, &mut [0; FEW as usize], most),
+        _ => take(fd, slot, segment, &mut [0; 4608], most),
     }
+}
+
+/// Doorbells for which little room is enough.
+const FEW: u64 = 32;
+
+/// Takes up to `most` bytes that are certainly doorbells, as far as there is room; how many.
+fn take(fd: i32, slot: &Slot, segment: &Segment, scratch: &mut [u8], most: u64) -> u64 {
+    let most = usize::try_from(most).map_or(scratch.len(), |most| most.min(scratch.len()));
+    let room = scratch.get_mut(..most).unwrap_or_default();
     // An error: another process of the family was faster.
     let count = kernel::receive(fd, room, 0).unwrap_or(0) as u64;
     if room.iter().take(usize::try_from(count).unwrap_or(0)).any(|byte| *byte != 0) {

@@ -145,8 +145,10 @@ pub struct Direction {
     pub asleep: AtomicU32,
     /// One of the `CONSENT_` values; writer: consumer. `CONSENT_REVOKED` and `CONSENT_ENOUGH` can follow only each other.
     pub consent: AtomicU32,
+    /// CPU that the consumer was on when it last began to wait, plus one; 0 = it has not said. A hint, and written only when it changes.
+    pub cpu: AtomicU32,
     /// Room.
-    pub pad3: [AtomicU64; 7],
+    pub pad3: [AtomicU32; 13],
     /// Unread bytes at which the ring is full, from the producer's SO_SNDBUF; 0 = the capacity. Tells the consumer when to let it go on. It
     /// looks at each read, so this does not lie where anybody writes often.
     pub limit: AtomicU64,
@@ -182,6 +184,7 @@ const _: () = {
     assert!(offset_of!(Direction, head) == 128);
     assert!(offset_of!(Direction, asleep) == 256);
     assert!(offset_of!(Direction, consent) == 260);
+    assert!(offset_of!(Direction, cpu) == 264);
     assert!(offset_of!(Direction, limit) == 320);
     assert!(SIDES_OFFSET + 2 * LINE <= DIRECTIONS_OFFSET);
     assert!(DIRECTIONS_OFFSET + 2 * DIRECTION_SIZE <= DATA_OFFSET);

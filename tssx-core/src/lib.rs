@@ -37,3 +37,4 @@ pub mod switchover;
 mod sync;
 pub mod sys;
 pub mod upgrade;
+pub mod whereabouts;

@@ -57,7 +57,7 @@ pub fn settle(fd: i32, slot: &Slot, segment: &Segment) -> bool {
         slot.rx_mode.store(MODE_RING, Release);
         return true;
     }
-    while doorbell::take_doorbells(fd, slot, segment, doorbell::ALL) > 0 {}
+    doorbell::take_queued(fd, slot, segment);
     if answered {
         slot.rx_mode.store(MODE_FINAL, Release);
     }

@@ -194,7 +194,8 @@ fn receive_offer(fd: i32) -> Outcome<i32> {
     if received == Err(sys::Errno::AGAIN) {
         return Outcome::NotYet;
     }
-    let whole = received == Ok(OFFER.len()) && text == *OFFER;
+    // More than one descriptor finds no room, and the kernel gives none of the others.
+    let whole = received == Ok(OFFER.len()) && text == *OFFER && message.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) == 0;
     let length = message.msg_controllen;
     // SAFETY: the buffer is aligned for `cmsghdr` and initialised, whatever the kernel wrote.
     let (header, memory) = unsafe {
@@ -221,8 +222,8 @@ fn message(part: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
     message.msg_iov = part;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    // One descriptor and its padding: CMSG_SPACE(sizeof(int)).
-    message.msg_controllen = 24;
+    // Without the padding, in which a second descriptor would find room.
+    message.msg_controllen = CONTROL_LENGTH;
     message
 }
 
@@ -251,6 +252,47 @@ mod tests {
         sys::close(mailbox);
         // SAFETY: not used below.
         unsafe { segment.unmap() };
+    }
+
+    /// Descriptors that a visitor brings and nobody closes would add up to all that the process may have.
+    #[test]
+    fn of_a_visitor_with_more_descriptors_none_is_kept() {
+        let inode = 0xfeed_1000 + u64::from(std::process::id());
+        let mailbox = open_mailbox(inode).expect("mailbox");
+        for count in [2, 3, 253] {
+            let visitor = socket().expect("socket");
+            let (name, length) = address(inode);
+            sys::connect(visitor, &name, length).expect("connect");
+            let memory = sys::memfd_create(c"brought", libc::MFD_CLOEXEC).expect("memfd");
+            bring(visitor, &vec![memory; count]);
+            assert_eq!(take_offer(mailbox, uid()), Outcome::Refused(Reason::BadSegment));
+            sys::close(memory);
+            sys::close(visitor);
+        }
+        let links =
+            std::fs::read_dir("/proc/self/fd").expect("proc").filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        assert_eq!(links.filter(|link| link.to_string_lossy().contains("memfd:brought")).count(), 0);
+        sys::close(mailbox);
+    }
+
+    fn bring(fd: i32, descriptors: &[i32]) {
+        let length = size_of::<libc::cmsghdr>() + size_of_val(descriptors);
+        let mut control = vec![0_u64; length.div_ceil(8)];
+        let header = libc::cmsghdr { cmsg_len: length, cmsg_level: libc::SOL_SOCKET, cmsg_type: libc::SCM_RIGHTS };
+        // SAFETY: the buffer is aligned for `cmsghdr` and long enough for header and descriptors.
+        unsafe {
+            let place = control.as_mut_ptr().cast::<u8>();
+            place.cast::<libc::cmsghdr>().write(header);
+            let to = place.add(size_of::<libc::cmsghdr>()).cast::<i32>();
+            to.copy_from_nonoverlapping(descriptors.as_ptr(), descriptors.len());
+        }
+        let mut text = *OFFER;
+        let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+        let mut small = Control([0; 32]);
+        let mut message = message(&mut part, &mut small);
+        (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), length);
+        // SAFETY: all pointers lead to locals that are alive.
+        assert_eq!(unsafe { sys::sendmsg(fd, &message) }, Ok(OFFER.len()));
     }
 
     #[test]

@@ -330,7 +330,7 @@ pub fn try_resume(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     }
     // The doorbells were sent before the ring ended, so they are there, unless the peer lies or is gone; and no byte behind the
     // end is taken for one.
-    while doorbell::take_doorbells(fd, slot, segment, doorbell::ALL) > 0 {}
+    doorbell::take_queued(fd, slot, segment);
     slot.rx_mode.store(MODE_FINAL, Release);
     true
 }

@@ -9,12 +9,14 @@
 use core::ffi::{CStr, c_int};
 use core::mem::{MaybeUninit, size_of};
 
+mod mapping;
 mod process;
 mod signals;
 
+pub use mapping::{map, unmap};
 pub use process::{
-    abort, become_stranger, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest, usable_cpus,
-    yield_now,
+    abort, become_stranger, current_cpu, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest,
+    usable_cpus, yield_now,
 };
 pub use signals::Undisturbed;
 
@@ -188,25 +190,6 @@ pub fn stat(path: &CStr) -> Result<FileStatus> {
 
 fn status_of(stat: &libc::stat) -> FileStatus {
     FileStatus { device: stat.st_dev, inode: stat.st_ino, mode: stat.st_mode, size: stat.st_size.cast_unsigned() }
-}
-
-/// Maps `length` bytes of `fd` shared and writable, or anonymous private memory for `fd` -1.
-///
-/// # Errors
-/// ENOMEM and the rest of mmap(2).
-pub fn map(fd: c_int, length: usize) -> Result<*mut u8> {
-    let flags = if fd < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE } else { libc::MAP_SHARED };
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let address = call(libc::SYS_mmap, [0, length, flag_arg(protection), flag_arg(flags), fd_arg(fd), 0])?;
-    Ok(core::ptr::with_exposed_provenance_mut(address))
-}
-
-/// munmap(2) of what [`map`] returned.
-///
-/// # Safety
-/// Nothing may use the mapping afterwards.
-pub unsafe fn unmap(address: *mut u8, length: usize) {
-    let _ = call(libc::SYS_munmap, [address as usize, length, 0, 0, 0, 0]);
 }
 
 /// socket(2).

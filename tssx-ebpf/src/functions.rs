@@ -13,7 +13,7 @@ use aya_ebpf::macros::fexit;
 use aya_ebpf::programs::FExitContext;
 use tssx_ebpf::Offset;
 
-use crate::{Direction, MSG_PEEK, account, offset};
+use crate::{Direction, MSG_PEEK, account, learn_peer, offset};
 
 /// `SOCK_DGRAM` and `SOCK_SEQPACKET` of socket(2).
 const DATAGRAM: i16 = 2;
@@ -45,11 +45,7 @@ fn count(ctx: &FExitContext, direction: Direction, result: i32, connected: bool)
         let cookie = bpf_get_socket_cookie(sock.cast());
         let Some(record) = account(ctx, sock.cast(), cookie, direction, 1, result as u64) else { return };
         if connected && direction == Direction::Sent && (*record).peer == 0 {
-            // A connected socket holds its peer until it is released itself, which the call's own reference prevents.
-            let peer = follow(unix.cast(), Offset::UnixPeer);
-            if !peer.is_null() {
-                (*record).peer = bpf_get_socket_cookie(peer.cast());
-            }
+            learn_peer(record, unix.cast());
         }
     }
 }

@@ -12,20 +12,19 @@ use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use tssx_ebpf::{Loss, Offset};
 
-use crate::{Direction, MSG_PEEK, account, lose, offset};
+use crate::{AF_UNIX, Direction, MSG_PEEK, account, lose, offset};
 
 /// `struct pt_regs` of x86-64, an interface of ptrace(2): bytes to the registers that hold arguments, number and code segment.
 const REGISTER_R10: u64 = 7 * 8;
-const REGISTER_RDX: u64 = 12 * 8;
-const REGISTER_RSI: u64 = 13 * 8;
-const REGISTER_RDI: u64 = 14 * 8;
-const REGISTER_NUMBER: u64 = 15 * 8;
-const REGISTER_CS: u64 = 17 * 8;
+pub(crate) const REGISTER_RDX: u64 = 12 * 8;
+pub(crate) const REGISTER_RSI: u64 = 13 * 8;
+pub(crate) const REGISTER_RDI: u64 = 14 * 8;
+pub(crate) const REGISTER_NUMBER: u64 = 15 * 8;
+pub(crate) const REGISTER_CS: u64 = 17 * 8;
 /// `__USER_CS`: other numbers mean other calls in other code segments.
-const USER_CS: u64 = 0x33;
+pub(crate) const USER_CS: u64 = 0x33;
 
-/// `AF_UNIX`, and the type bits of a file's mode.
-const AF_UNIX: u16 = 1;
+/// The type bits of a file's mode.
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 
@@ -62,7 +61,7 @@ fn call_of(number: u64) -> Option<Call> {
 
 /// The value of type `T` at that kernel address.
 #[inline(always)]
-fn read<T: Copy>(address: u64) -> Option<T> {
+pub(crate) fn read<T: Copy>(address: u64) -> Option<T> {
     // SAFETY: the helper checks the address and fails where there is nothing to read.
     unsafe { bpf_probe_read_kernel(address as *const T).ok() }
 }
@@ -81,7 +80,7 @@ fn inode_of(socket: u64) -> Option<u64> {
 /// The `struct sock` of the current task's descriptor and the socket's inode: `Ok(None)` if it is no Unix socket, `Err` if it cannot
 /// be told.
 #[inline(always)]
-fn unix_socket(descriptor: u32) -> Result<Option<(u64, u64)>, ()> {
+pub(crate) fn unix_socket(descriptor: u32) -> Result<Option<(u64, u64)>, ()> {
     // SAFETY: the helper has no condition.
     let task = unsafe { bpf_get_current_task() };
     let files: u64 = member(task, Offset::TaskFiles).ok_or(())?;
@@ -169,7 +168,7 @@ fn syscall_ended(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     if let Some(record) = account(&ctx, core::ptr::null_mut(), inode, call.direction, calls, bytes) {
-        // SAFETY: the verifier proved `record` to be this CPU's value; programs on one CPU do not preempt each other.
+        // SAFETY: the verifier proved `record` to be a value of the map; whoever writes the peer writes the same.
         unsafe {
             if (*record).peer == 0 {
                 (*record).peer = peer_of(sock);

@@ -101,6 +101,7 @@ fn mode(mode: Mode) -> Capability {
         max_sockets: 64,
         ring_bytes: tssx_ebpf::ARRIVALS_BYTES,
         log: false,
+        closer: false,
     };
     let tried =
         Finding::of(Probe::attach(options), if mode.hooks().is_empty() { "needs no program" } else { "attached and detached" });

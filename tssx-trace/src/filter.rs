@@ -108,32 +108,17 @@ impl Sort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::Kind;
-    use crate::recording::FlowRecord;
+    use crate::recording::samples::busy;
 
     fn service(name: SocketName, servers: Vec<ProcessRecord>, calls: u64, bytes: u64) -> ServiceRecord {
         ServiceRecord {
             display: name.to_string(),
             name: Some(name),
-            absolute: None,
-            network: None,
-            file: None,
-            kind: Kind::Stream,
             servers,
             clients: vec![],
-            connections: 1,
-            waiting: None,
-            selected: 0,
-            accelerated: 0,
             calls: Some(calls),
             bytes: Some(bytes),
-            ring_calls: None,
-            ring_bytes: None,
-            queued_bytes: None,
-            client_to_server: FlowRecord::default(),
-            server_to_client: FlowRecord::default(),
-            evidence: None,
-            pairs: Vec::new(),
+            ..busy(b"x")
         }
     }
 

@@ -258,16 +258,40 @@ fn short_signed(value: f64) -> String {
     if value < 0.0 { format!("-{}", short(-value)) } else { short(value) }
 }
 
+/// What a calibration says of one socket.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Prediction {
+    /// `None`: see `reason`.
+    pub(crate) predicted: Option<Gain>,
+    /// Why nothing can be predicted.
+    pub(crate) reason: Option<&'static str>,
+}
+
+impl Prediction {
+    /// Of one socket of a recording.
+    pub(crate) fn of(calibration: &Calibration, recording: &Recording, service: &ServiceRecord) -> Self {
+        let stream = if service.kind == Kind::Stream { Ok(()) } else { Err("it is no stream socket") };
+        match stream.and_then(|()| Seen::of(recording, service)).map(|seen| predict(calibration, &seen)) {
+            Ok(Some(gain)) => Self { predicted: Some(gain), reason: None },
+            Ok(None) => Self { predicted: None, reason: Some(INCOMPLETE) },
+            Err(reason) => Self { predicted: None, reason: Some(reason) },
+        }
+    }
+
+    /// One line for people.
+    fn line(&self) -> String {
+        match (&self.predicted, self.reason) {
+            (Some(gain), _) => gain.line(),
+            (None, reason) => format!("no prediction: {}", reason.unwrap_or("unknown")),
+        }
+    }
+}
+
 /// What each service of a recording would gain, and what that rests on, line by line.
 pub(crate) fn comments(calibration: &Calibration, recording: &Recording) -> Vec<String> {
     let talking = recording.services.iter().filter(|service| service.calls != Some(0) && service.kind == Kind::Stream);
-    let mut lines: Vec<_> = talking
-        .map(|service| match Seen::of(recording, service).map(|seen| predict(calibration, &seen)) {
-            Ok(Some(gain)) => format!("gain {}: {}", service.display, gain.line()),
-            Ok(None) => format!("gain {}: no prediction: {INCOMPLETE}", service.display),
-            Err(reason) => format!("gain {}: no prediction: {reason}", service.display),
-        })
-        .collect();
+    let line = |service| Prediction::of(calibration, recording, service).line();
+    let mut lines: Vec<_> = talking.map(|service| format!("gain {}: {}", service.display, line(service))).collect();
     lines.extend(ASSUMPTIONS.map(|assumption| format!("gain assumes: {assumption}")));
     lines
 }
@@ -277,10 +301,8 @@ pub(crate) fn comments(calibration: &Calibration, recording: &Recording) -> Vec<
 pub(crate) struct Comparison {
     /// The socket, as text.
     pub(crate) display: String,
-    /// `None`: see `reason`.
-    pub(crate) predicted: Option<Gain>,
-    /// Why nothing can be predicted.
-    pub(crate) reason: Option<&'static str>,
+    #[serde(flatten)]
+    pub(crate) prediction: Prediction,
     /// Sending calls a second when it was recorded, and now.
     pub(crate) calls_before: Option<f64>,
     pub(crate) calls_now: Option<f64>,
@@ -297,15 +319,11 @@ pub(crate) fn compare(calibration: &Calibration, before: &Recording, now: &Recor
     let rate = |recording: &Recording, service: &ServiceRecord| service.calls.map(|calls| recording.per_second(calls));
     let pairs = before.services.iter().filter_map(|service| Some((service, same(service)?)));
     let comparison = |(old, new): (&ServiceRecord, &ServiceRecord)| {
-        let seen = Seen::of(before, old);
-        let predicted = seen.as_ref().ok().and_then(|seen| predict(calibration, seen));
         let (calls_before, calls_now) = (rate(before, old), rate(now, new));
         let factor = calls_before.filter(|rate| *rate > 0.0).zip(calls_now).map(|(before, now)| now / before);
-        let incomplete = predicted.is_none().then_some(INCOMPLETE);
         Comparison {
             display: old.display.clone(),
-            predicted,
-            reason: seen.err().or(incomplete),
+            prediction: Prediction::of(calibration, before, old),
             calls_before,
             calls_now,
             achieved_factor: factor,
@@ -318,13 +336,10 @@ impl Comparison {
     /// Lines for people.
     pub(crate) fn text(&self) -> String {
         let Self { display, .. } = self;
-        let predicted = match (&self.predicted, self.reason) {
-            (Some(gain), _) => gain.line(),
-            (None, reason) => format!("no prediction: {}", reason.unwrap_or("unknown")),
-        };
+        let predicted = self.prediction.line();
         let achieved = match (self.calls_before, self.calls_now, self.achieved_factor) {
             (Some(before), Some(now), Some(factor)) => {
-                let place = self.predicted.as_ref().map_or("", |gain| match gain.rate_factor {
+                let place = self.prediction.predicted.as_ref().map_or("", |gain| match gain.rate_factor {
                     range if factor < range.least => " (below the prediction; is the load one that waits for its answers?)",
                     range if factor > range.most => " (above the prediction)",
                     _ => " (within the prediction)",

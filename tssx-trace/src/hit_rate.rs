@@ -10,10 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tssx_core::ledger::layout::SLOT_CLOSED;
 use tssx_core::reason::Reason;
 
+use crate::advice::{Finding, Side};
+use crate::bypass::{self, Bypass};
 use crate::inventory::Kind;
 use crate::join::{Connection, End, describe, make_absolute, services};
 use crate::names::SocketName;
@@ -47,10 +49,18 @@ pub(crate) struct SocketReport {
     pub(crate) doorbells: u64,
     /// Times a program slept because a ring was empty or full.
     pub(crate) sleeps: u64,
+    /// Times that a program found bytes or room while it spun, instead of going to sleep.
+    pub(crate) spin_hits: u64,
+    /// Times that a sender found its ring full.
+    pub(crate) ring_full: u64,
     pub(crate) servers: Vec<ProcessRecord>,
     pub(crate) clients: Vec<ProcessRecord>,
     /// Why connections are (or went back) on the kernel socket, with the number of connections.
     pub(crate) reasons: Vec<ReasonCount>,
+    /// What keeps the library out of the programs at an end, by the facts about them.
+    pub(crate) obstacles: Vec<Finding>,
+    /// Ends that moved bytes past their library.
+    pub(crate) bypassed: Vec<Bypass>,
     /// Each selected connection; only with `--connections`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) connections: Vec<ConnectionReport>,
@@ -86,25 +96,24 @@ pub(crate) struct EndReport {
 }
 
 /// How many connections have one reason at one end.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct ReasonCount {
-    /// `server` or `client`.
-    pub(crate) end: &'static str,
+    pub(crate) end: Side,
     /// The library's reason, or `no-library` where the end has no ledger.
     pub(crate) reason: String,
     pub(crate) explanation: String,
     pub(crate) connections: u64,
 }
 
-/// Every stream socket that a library selected, and every one in `wanted` that was seen at all.
-pub(crate) fn sockets(seen: &Observation, wanted: &[SocketName]) -> Vec<SocketReport> {
+/// Every stream socket that a library selected, or those in `wanted` where that is not empty; and every one in `also` that was seen at all.
+pub(crate) fn sockets(seen: &Observation, wanted: &[SocketName], also: &[SocketName]) -> Vec<SocketReport> {
     let mut reports = Vec::new();
     for (key, service) in services(seen) {
         let Some(name) = key.name.filter(|_| key.kind == Kind::Stream) else { continue };
         let mut servers = service.listener_pids;
         servers.extend(service.connections.iter().flat_map(|connection| connection.server.pids.iter()));
         let name = make_absolute(&name, &servers).unwrap_or(name);
-        let is_wanted = wanted.iter().any(|wanted| is_same(wanted, &name));
+        let is_wanted = wanted.iter().chain(also).any(|wanted| is_same(wanted, &name));
         let is_selected = service.connections.iter().any(Connection::is_selected);
         if is_wanted || (wanted.is_empty() && is_selected) {
             reports.push(report(seen, name, &service.connections, &servers));
@@ -138,13 +147,16 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         not_selected_bytes: 0,
         doorbells: 0,
         sleeps: 0,
+        spin_hits: 0,
+        ring_full: 0,
         servers: describe(seen, servers),
         clients: describe(seen, &clients),
-        reasons: Vec::new(),
+        reasons: reasons(connections),
+        obstacles: Vec::new(),
+        bypassed: bypass::of(seen, connections),
         connections: Vec::new(),
         disagreements: 0,
     };
-    let mut reasons = BTreeMap::new();
     for connection in connections {
         let total = connection.total();
         if !connection.is_selected() {
@@ -161,23 +173,31 @@ fn report(seen: &Observation, name: SocketName, connections: &[Connection], serv
         }
         report.library_kernel_bytes = report.library_kernel_bytes.saturating_add(library_kernel_bytes(connection));
         report.doorbells = report.doorbells.saturating_add(doorbells(connection));
-        report.sleeps = connection.ends().iter().fold(report.sleeps, |sum, end| sum.saturating_add(end.sleeps()));
+        let add = |sum: u64, of: fn(&End) -> u64| connection.ends().into_iter().map(of).fold(sum, u64::saturating_add);
+        report.sleeps = add(report.sleeps, End::sleeps);
+        report.spin_hits = add(report.spin_hits, End::spin_hits);
+        report.ring_full = add(report.ring_full, End::ring_full);
         report.disagreements +=
             u64::from(disagrees(&connection.client, &connection.server) || disagrees(&connection.server, &connection.client));
         let [server, client] = connection.ends().map(|end| end_report(end, connection.is_accelerated()));
         report.connections.push(ConnectionReport { accelerated: connection.is_accelerated(), server, client });
-        for (end, which) in connection.ends().into_iter().zip(["server", "client"]) {
+    }
+    report.hit_rate = hit_rate(report.ring_bytes, report.kernel_bytes);
+    report
+}
+
+/// Why selected connections are (or went back) on the kernel socket, with the number of connections.
+pub(crate) fn reasons(connections: &[Connection]) -> Vec<ReasonCount> {
+    let mut counts = BTreeMap::new();
+    for connection in connections.iter().filter(|connection| connection.is_selected()) {
+        for (end, side) in connection.ends().into_iter().zip(Side::BOTH) {
             if let Some((reason, explanation)) = reason(end, connection.is_accelerated()) {
-                *reasons.entry((which, reason, explanation)).or_insert(0) += 1;
+                *counts.entry((side.name(), reason, explanation, side)).or_insert(0) += 1;
             }
         }
     }
-    report.hit_rate = hit_rate(report.ring_bytes, report.kernel_bytes);
-    report.reasons = reasons
-        .into_iter()
-        .map(|((end, reason, explanation), connections)| ReasonCount { end, reason, explanation, connections })
-        .collect();
-    report
+    let count = |((_, reason, explanation, end), connections)| ReasonCount { end, reason, explanation, connections };
+    counts.into_iter().map(count).collect()
 }
 
 /// `None` where nothing moved: a rate of nothing is no rate.

@@ -61,6 +61,16 @@ impl End {
         self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.sleeps))
     }
 
+    /// Times that it found bytes or room while it spun instead.
+    pub(crate) fn spin_hits(&self) -> u64 {
+        self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.spin_hits))
+    }
+
+    /// Times that it found its ring full.
+    pub(crate) fn ring_full(&self) -> u64 {
+        self.ledger.as_ref().map_or(0, |end| end.grew(|slot| slot.ring_full))
+    }
+
     /// Calls and bytes that this end put into a ring; `None` if it has no ledger.
     pub(crate) fn ring_tx(&self) -> Option<(u64, u64)> {
         self.ledger.as_ref().map(|_| self.grew(|slot| slot.ring_tx_calls, |slot| slot.ring_tx_bytes))
@@ -398,10 +408,9 @@ pub(crate) fn make_absolute(name: &SocketName, servers: &BTreeSet<u32>) -> Optio
 
 /// Numbers, names and owners of processes; of one that is gone, the name that the kernel programs saw.
 pub(crate) fn describe(seen: &Observation, pids: &BTreeSet<u32>) -> Vec<ProcessRecord> {
-    let comm = |pid: u32| seen.traffic.iter().find(|record| record.pid == pid).map(|record| record.comm.as_str());
     pids.iter()
         .map(|pid| {
-            let name = seen.processes.name(*pid).or_else(|| comm(*pid)).unwrap_or("?");
+            let name = seen.processes.name(*pid).unwrap_or("?");
             let identity = seen.processes.identity(*pid);
             ProcessRecord {
                 pid: *pid,

@@ -33,7 +33,7 @@ const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const TYPEDEF: u32 = 8;
 const FUNCTION: u32 = 12;
-/// Members without a name may lie in each other; no kernel structure goes deeper.
+/// Members without a name may lie in each other, and type definitions name each other; nothing in the kernel goes deeper.
 const DEPTH: u32 = 8;
 
 /// The kernel's types.
@@ -125,6 +125,7 @@ impl KernelTypes {
 
     /// Bits to a member of a structure or union, and its type.
     fn member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
+        let id = self.behind_typedefs(id)?;
         let at = *self.types.get(id as usize)?;
         let info = word(&self.bytes, at + 4)?;
         if id == 0 || !matches!(info >> 24 & 0x1f, STRUCT | UNION) {
@@ -147,6 +148,18 @@ impl KernelTypes {
             {
                 return Some((bits.checked_add(deeper)?, found));
             }
+        }
+        None
+    }
+
+    /// The type that a chain of type definitions ends with.
+    fn behind_typedefs(&self, mut id: u32) -> Option<u32> {
+        for _ in 0..DEPTH {
+            let at = *self.types.get(id as usize)?;
+            if word(&self.bytes, at + 4)? >> 24 & 0x1f != TYPEDEF {
+                return Some(id);
+            }
+            id = word(&self.bytes, at + 8)?;
         }
         None
     }

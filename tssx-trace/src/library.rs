@@ -42,6 +42,11 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
     )
 }
 
+/// Whether the environment names one.
+pub(crate) fn is_named() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
 /// Whether the file can be what the dynamic linker is told to load.
 fn check(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();

@@ -30,6 +30,9 @@ pub(crate) struct Losses {
     pub(crate) unplaced_connections: u64,
     /// Sockets of whose names the kernel programs could not tell, because the ring buffer was full.
     pub(crate) untold_sockets: u64,
+    /// Times that there was no room to note what keeps a socket on the kernel socket.
+    #[serde(default)]
+    pub(crate) unsampled_signals: u64,
     /// Ledgers that were found and not believed.
     pub(crate) refused_ledgers: u64,
 }
@@ -51,7 +54,7 @@ impl Losses {
 
     /// Tells what was lost; `max_sockets` is the size that the kernel's map had.
     pub(crate) fn tell(&self, max_sockets: u32) {
-        let full = format!("more than {max_sockets} sockets in use: raise --max-sockets");
+        let full = format!("more than {max_sockets} sockets in use, or fewer on very many CPUs: raise --max-sockets");
         for (calls, bytes, cause) in [
             (self.map_full_calls, self.map_full_bytes, full.as_str()),
             (self.no_memory_calls, self.no_memory_bytes, "the kernel had no memory for their entries"),
@@ -69,6 +72,7 @@ impl Losses {
             (self.overwritten_connections, "selected connection", "came and went faster than the ledgers were read"),
             (self.unplaced_connections, "selected connection", "of which the ledger does not tell the socket"),
             (self.untold_sockets, "socket", "came faster than their names were read: those that are gone stay unnamed"),
+            (self.unsampled_signals, "event", "of passing descriptors, credentials or pages found no room: evidence is incomplete"),
             (self.refused_ledgers, "ledger", "found and not read (see the warnings)"),
         ] {
             if count > 0 {

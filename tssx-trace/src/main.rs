@@ -3,15 +3,19 @@
 //! One `discover`, from the command line to the table: [`cli`] reads the arguments, [`commands`] picks the file of the
 //! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs of the best [`mode`] that works
 //! (after [`preflight`] has looked for what is missing, at offsets from [`kernel_types`], those of names by [`shape`]),
-//! [`inventory`] lists the host's sockets with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what, and
-//! by [`identity`] and [`container`] whose it is and where it runs. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
+//! [`inventory`] lists the host's sockets with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what,
+//! by [`identity`] and [`container`] whose it is and where it runs, and by [`facts`] what its program can do. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
 //! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a [`recording`], and the recording into a
-//! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from the recording alone;
-//! [`calibration`] is what `bench` measures, and [`gain`] what a recording comes to by it.
+//! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from
+//! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format;
+//! an [`explanation`] shows one socket's two ends side by side. [`calibration`] is what
+//! `bench` measures, and [`gain`] what a recording comes to by it.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
 
+mod advice;
+mod bypass;
 mod calibration;
 mod capabilities;
 mod cli;
@@ -20,6 +24,8 @@ mod container;
 mod cost;
 mod env_file;
 mod evidence;
+mod explanation;
+mod facts;
 mod filter;
 mod gain;
 mod hit_rate;
@@ -43,6 +49,7 @@ mod preflight;
 mod privileges;
 mod probe;
 mod processes;
+mod proposal;
 mod recording;
 mod report;
 mod screen;
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
         cli::Command::Suggest(args) => commands::suggest::run(args),
         cli::Command::Run(args) => commands::run::run(args),
         cli::Command::Verify(args) => commands::verify::run(args),
+        cli::Command::Explain(args) => commands::explain::run(args),
         cli::Command::Doctor(args) => commands::doctor::run(args),
         cli::Command::Bench(args) => commands::bench::run(args),
         cli::Command::Man(args) => commands::manual::man(args),

@@ -39,8 +39,7 @@ const fn hook(program: &'static str, target: &'static str) -> Hook {
     Hook { program, target }
 }
 
-const TRACEPOINTS: [Hook; 3] =
-    [hook("data_ready", "sk_data_ready"), hook("sent", "sock_send_length"), hook("received", "sock_recv_length")];
+const TRACEPOINTS: [Hook; 2] = [hook("sent", "sock_send_length"), hook("received", "sock_recv_length")];
 const FUNCTIONS: [Hook; 6] = [
     hook("stream_sent", "unix_stream_sendmsg"),
     hook("stream_received", "unix_stream_recvmsg"),
@@ -50,6 +49,36 @@ const FUNCTIONS: [Hook; 6] = [
     hook("packet_received", "unix_seqpacket_recvmsg"),
 ];
 const SYSCALLS: [Hook; 1] = [hook("syscall_ended", "sys_exit")];
+
+/// The end of every system call, for what keeps a connection on the kernel socket.
+const SIGNALS: [Hook; 1] = [hook("signals", "sys_exit")];
+/// Bytes that come, and receives that end.
+const WAKEUPS: [Hook; 2] = [hook("ready", "sk_data_ready"), hook("woken", "sock_recv_length")];
+
+/// What looks closer for a part of the window, in any mode with programs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CloserHooks {
+    /// Empty where the processor or the kernel's types do not allow it.
+    pub(crate) signals: &'static [Hook],
+    /// Likewise.
+    pub(crate) wakeups: &'static [Hook],
+}
+
+impl CloserHooks {
+    /// What this kernel has.
+    pub(crate) fn of(types: &KernelTypes) -> Self {
+        let has = |offset: Offset| {
+            let (structure, path) = member(offset);
+            types.offset(structure, path).is_some()
+        };
+        let tracepoints = WAKEUPS.iter().all(|hook| types.has_type(&format!("btf_trace_{}", hook.target)));
+        let waiters = [Offset::SockFamily, Offset::SockCookie, Offset::SockWaiters, Offset::WaitersHead];
+        Self {
+            signals: if cfg!(target_arch = "x86_64") && Mode::Syscalls.offsets(types).is_ok() { &SIGNALS } else { &[] },
+            wakeups: if tracepoints && waiters.into_iter().all(has) { &WAKEUPS } else { &[] },
+        }
+    }
+}
 
 impl Mode {
     /// Every mode, best first.
@@ -112,16 +141,22 @@ impl Mode {
         let mut offsets = [0; Offset::ALL.len()];
         for (place, offset) in offsets.iter_mut().zip(Offset::ALL) {
             let needed = match self {
-                Self::TpBtf | Self::Snapshots => false,
+                Self::Snapshots => false,
+                Self::TpBtf => {
+                    matches!(offset, Offset::UnixPeer | Offset::SockType | Offset::SockFamily | Offset::SockCookie)
+                }
                 Self::Fexit => matches!(offset, Offset::SocketSk | Offset::SocketType | Offset::UnixPeer),
-                Self::Syscalls => offset != Offset::SocketType,
+                Self::Syscalls => !matches!(
+                    offset,
+                    Offset::SocketType | Offset::SockType | Offset::SockCookie | Offset::SockWaiters | Offset::WaitersHead
+                ),
             };
-            if needed {
-                let (structure, path) = member(offset);
-                *place = types
-                    .offset(structure, path)
-                    .ok_or_else(|| format!("the kernel's types show no member `{}` of `struct {structure}`", path.join(".")))?;
-            }
+            let (structure, path) = member(offset);
+            *place = match types.offset(structure, path) {
+                Some(offset) => offset,
+                None if !needed => 0, // what looks closer may need it, and is refused then: `closer_hooks`
+                None => return Err(format!("the kernel's types show no member `{}` of `struct {structure}`", path.join("."))),
+            };
         }
         Ok(offsets)
     }
@@ -141,8 +176,12 @@ fn member(offset: Offset) -> (&'static str, &'static [&'static str]) {
         Offset::InodeMode => ("inode", &["i_mode"]),
         Offset::InodeNumber => ("inode", &["i_ino"]),
         Offset::SockFamily => ("sock", &["__sk_common", "skc_family"]),
+        Offset::SockCookie => ("sock", &["__sk_common", "skc_cookie"]),
+        Offset::SockType => ("sock", &["sk_type"]),
         Offset::SockSocket => ("sock", &["sk_socket"]),
         Offset::SocketInode => ("socket_alloc", &["vfs_inode"]),
+        Offset::SockWaiters => ("sock", &["sk_wq"]),
+        Offset::WaitersHead => ("socket_wq", &["wait", "head"]),
     }
 }
 
@@ -176,6 +215,10 @@ mod tests {
         let types = KernelTypes::of_running_kernel().expect("this kernel shows its types");
         for mode in Mode::ALL {
             assert!(mode.offsets(&types).is_ok(), "{}", mode.name());
+        }
+        for offset in Offset::ALL {
+            let (structure, path) = member(offset);
+            assert!(types.offset(structure, path).is_some(), "{offset:?}");
         }
     }
 }

@@ -112,7 +112,7 @@ pub(crate) fn escape(bytes: &[u8]) -> String {
 }
 
 /// The bytes behind [`escape`]'s text.
-fn unescape(text: &str) -> Result<Vec<u8>, String> {
+pub(crate) fn unescape(text: &str) -> Result<Vec<u8>, String> {
     let bad = || format!("`{text}` is not an escaped socket name");
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

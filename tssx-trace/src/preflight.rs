@@ -92,6 +92,18 @@ pub(crate) fn check_machine(mode: Mode) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the running kernel is of this release of Linux or a newer one. What is not understood is taken for old.
+pub(crate) fn kernel_is_since(wanted: (u32, u32)) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    version(&release).is_some_and(|version| version >= wanted)
+}
+
+/// The first two numbers of a release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// The effective capabilities of the process with this `/proc/PID/status`.
 fn effective(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
@@ -154,6 +166,14 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        assert_eq!(version("6.1.0-49-cloud-amd64"), Some((6, 1)));
+        assert!(version("5.10.0").is_some_and(|version| version < (6, 1)));
+        assert!(version("6.18.44-fc").is_some_and(|version| version > (6, 4)));
+        assert_eq!((version("six"), version("")), (None, None));
+    }
 
     #[test]
     fn missing_capabilities_are_named() {

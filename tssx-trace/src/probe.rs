@@ -2,57 +2,40 @@
 //!
 //! Nothing is pinned: the kernel detaches everything when this process ends, however it ends.
 
-#![allow(
-    unsafe_code,
-    reason = "aya's Pod promises that any bytes are a valid record; tokio's AsyncFd that a descriptor stays open"
-)]
+#![allow(unsafe_code, reason = "aya's Pod promises that any bytes are a valid record")]
 
+mod arrivals;
 mod births;
+mod closer;
+mod object;
+mod traffic;
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya::maps::PerCpuArray;
 use aya::programs::Program;
 use aya::sys::{Stats, enable_stats};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use serde::{Deserialize, Serialize};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tssx_ebpf::birth::{PLACES, SHAPE};
 use tssx_ebpf::{
-    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, SIZES, TRAFFIC_MAP,
-    Traffic, TrafficKey,
+    ARRIVALS_MAP, LOSSES_MAP, Loss, LossCount, MOST_CPUS, OFFSETS, Offset, PID_NAMESPACE_DEVICE, PID_NAMESPACE_INODE, TRAFFIC_MAP,
 };
 
+pub(crate) use self::arrivals::{Arrivals, Newcomer};
 pub(crate) use self::births::Births;
+pub(crate) use self::closer::Seen;
+pub(crate) use self::traffic::SocketTraffic;
 use crate::kernel_types::KernelTypes;
 use crate::losses::Losses;
 use crate::mode::{Hook, Mode, Wanted};
 use crate::preflight;
 
-/// The object that build.rs put beside us, aligned as an ELF reader wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tssx-ebpf.o"));
-
 /// Inode of the initial pid namespace, `PROC_PID_INIT_INO` in include/linux/proc_ns.h.
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-
-/// [`TrafficKey`] as aya reads it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Key(TrafficKey);
-// SAFETY: integers only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
-unsafe impl Pod for Key {}
-
-/// [`Traffic`] as aya reads it.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Value(Traffic);
-// SAFETY: integers and bytes only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
-unsafe impl Pod for Value {}
 
 /// [`LossCount`] as aya reads it.
 #[derive(Clone, Copy)]
@@ -60,40 +43,6 @@ unsafe impl Pod for Value {}
 struct Count(LossCount);
 // SAFETY: integers only and no padding (asserted in tssx-ebpf), so every bit pattern is valid.
 unsafe impl Pod for Count {}
-
-/// What the kernel counted for one socket as used by one process, over all CPUs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SocketTraffic {
-    /// Cookie of the socket; an inode where [`Mode::names_by_inode`], until [`SocketTraffic::name_by_cookie`].
-    pub(crate) cookie: u64,
-    /// The process that made the calls.
-    pub(crate) pid: u32,
-    /// Name of one of its threads.
-    pub(crate) comm: String,
-    /// Calls that sent at least one byte, and the bytes.
-    pub(crate) tx_calls: u64,
-    pub(crate) tx_bytes: u64,
-    /// Calls that received at least one byte, and the bytes; peeks not counted.
-    pub(crate) rx_calls: u64,
-    pub(crate) rx_bytes: u64,
-    /// Of `tx_calls`, how many sent 2^i bytes or more and less than 2^(i+1).
-    pub(crate) tx_sizes: [u64; SIZES],
-    /// Cookie of the socket that got the bytes sent, if the kernel told.
-    pub(crate) peer: Option<u64>,
-}
-
-/// Set in what stands for the cookie of a socket of which only the inode is known: no cookie gets so large.
-const INODE_ONLY: u64 = 1 << 63;
-
-impl SocketTraffic {
-    /// Turns inodes into cookies, by the lists of sockets that were seen; what is in none stays apart from every cookie.
-    pub(crate) fn name_by_cookie(&mut self, cookie_of_inode: impl Fn(u64) -> Option<u64>) {
-        let name_of = |inode: u64| cookie_of_inode(inode).unwrap_or(INODE_ONLY | inode);
-        for place in std::iter::once(&mut self.cookie).chain(&mut self.peer) {
-            *place = name_of(*place);
-        }
-    }
-}
 
 /// Settings of a probe.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +57,8 @@ pub(crate) struct ProbeOptions {
     pub(crate) ring_bytes: u32,
     /// Print what the kernel programs log, for diagnosis.
     pub(crate) log: bool,
+    /// Look closer too, until [`Probe::end_closer`].
+    pub(crate) closer: bool,
 }
 
 /// A mode that does not work here, and why.
@@ -123,6 +74,7 @@ pub(crate) struct Probe {
     refusals: Vec<Refusal>,
     /// `None` in the mode without programs.
     ebpf: Option<Ebpf>,
+    closer: Option<closer::Closer>,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
 
@@ -155,7 +107,7 @@ impl Probe {
     /// # Errors
     /// As [`Probe::attach`].
     pub(crate) fn attach_mode(mode: Mode, options: ProbeOptions) -> anyhow::Result<Self> {
-        let mut probe = Self { mode, refusals: Vec::new(), ebpf: None, logger: None };
+        let mut probe = Self { mode, refusals: Vec::new(), ebpf: None, closer: None, logger: None };
         if mode.hooks().is_empty() {
             return Ok(probe);
         }
@@ -177,10 +129,10 @@ impl Probe {
             .override_global(PID_NAMESPACE_INODE, &inode, true)
             .override_global(SHAPE, shape.as_slice(), true)
             .override_global(OFFSETS, offsets.as_slice(), true)
-            .map_max_entries(TRAFFIC_MAP, options.max_sockets)
+            .map_max_entries(TRAFFIC_MAP, options.max_sockets.saturating_mul(cpus()?.min(MOST_CPUS)))
             .map_max_entries(ARRIVALS_MAP, options.ring_bytes)
             .override_global(aya_log::LEVEL, &level, true)
-            .load(OBJECT)
+            .load(&object::for_running_kernel()?)
             .map_err(|error| preflight::explain_load(&error.into()))?;
         for hook in mode.hooks() {
             load_one(&mut ebpf, *hook, &btf)?;
@@ -192,6 +144,10 @@ impl Probe {
         }
         for hook in mode.hooks() {
             attach_one(&mut ebpf, *hook)?;
+        }
+        if options.closer {
+            let types = KernelTypes::of_running_kernel().context("cannot understand the kernel's BTF")?;
+            probe.closer = Some(closer::Closer::start(&mut ebpf, &btf, &types));
         }
         probe.ebpf = Some(ebpf);
         Ok(probe)
@@ -214,12 +170,7 @@ impl Probe {
     /// Where the ring buffer cannot be read or was taken.
     pub(crate) fn arrivals(&mut self) -> anyhow::Result<Option<Arrivals>> {
         let Some(ebpf) = &mut self.ebpf else { return Ok(None) };
-        let map = ebpf.take_map(ARRIVALS_MAP).ok_or_else(|| anyhow!("the object has no map {ARRIVALS_MAP}"))?;
-        let ring = RingBuf::try_from(map)?;
-        // SAFETY: the ring buffer owns its map and with it the descriptor: it is open, always the same, and closed only when
-        // the ring buffer is dropped, which `AsyncFd` does after it has let go of the descriptor.
-        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
-        Ok(Some(Arrivals { ring: ring.map_err(std::io::Error::from).context("cannot wait for the kernel's ring buffer")? }))
+        Arrivals::take(ebpf).map(Some)
     }
 
     /// The sockets that are counted for the first time, from now on; `None` in a mode without programs. Can be taken once.
@@ -249,21 +200,35 @@ impl Probe {
         Ok(())
     }
 
+    /// Ends looking closer.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to detach.
+    pub(crate) fn end_closer(&mut self) -> anyhow::Result<()> {
+        match (&mut self.closer, &mut self.ebpf) {
+            (Some(closer), Some(ebpf)) => closer.end(ebpf),
+            _ => Ok(()),
+        }
+    }
+
+    /// What looking closer has shown.
+    ///
+    /// # Errors
+    /// Where the kernel's maps cannot be read.
+    pub(crate) fn closer(&self) -> anyhow::Result<Seen> {
+        match (&self.closer, &self.ebpf) {
+            (Some(closer), Some(ebpf)) => closer.seen(ebpf),
+            _ => Ok(Seen::default()),
+        }
+    }
+
     /// What was counted since the programs were attached.
     ///
     /// # Errors
     /// Where the kernel's maps cannot be read.
     pub(crate) fn traffic(&self) -> anyhow::Result<Vec<SocketTraffic>> {
         let Some(ebpf) = &self.ebpf else { return Ok(Vec::new()) };
-        let map = ebpf.map(TRAFFIC_MAP).ok_or_else(|| anyhow!("the object has no map {TRAFFIC_MAP}"))?;
-        let map: PerCpuHashMap<_, Key, Value> = map.try_into()?;
-        let mut sums: HashMap<TrafficKey, SocketTraffic> = HashMap::new();
-        for entry in map.iter() {
-            let (Key(key), values) = entry.context("cannot read the kernel's traffic map")?;
-            let values: Vec<Traffic> = values.iter().map(|value| value.0).collect();
-            sums.insert(key, add_cpus(key, &values));
-        }
-        Ok(sums.into_values().collect())
+        traffic::read(ebpf)
     }
 
     /// What could not be counted. Read it before [`Probe::detach`], which forgets `missed_events`.
@@ -285,6 +250,7 @@ impl Probe {
                 Loss::Refused => (losses.refused_calls, losses.refused_bytes) = (calls, bytes),
                 Loss::Unreadable => losses.unreadable_calls = calls,
                 Loss::Untold => losses.untold_processes = calls,
+                Loss::Unsampled => losses.unsampled_signals = calls,
             }
         }
         Ok(losses)
@@ -324,32 +290,17 @@ impl Probe {
     }
 }
 
+/// CPUs that this host may have.
+fn cpus() -> anyhow::Result<u32> {
+    let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
+}
+
 /// Device and inode of our pid namespace, so that the kernel programs number processes as /proc here does.
 fn pid_namespace() -> anyhow::Result<(u64, u64)> {
     let metadata = std::fs::metadata("/proc/self/ns/pid").context("cannot read /proc/self/ns/pid: mount /proc")?;
     let inode = if metadata.ino() == INITIAL_PID_NAMESPACE { 0 } else { metadata.ino() };
     Ok((metadata.dev(), inode))
-}
-
-/// Processes at the moment they first count, by number: a hint to look at them before they are gone.
-pub(crate) struct Arrivals {
-    ring: AsyncFd<RingBuf<MapData>>,
-}
-
-impl Arrivals {
-    /// Waits for the next ones. Nothing is lost if the wait is given up.
-    ///
-    /// # Errors
-    /// Where the event loop fails.
-    pub(crate) async fn next(&mut self) -> anyhow::Result<Vec<u32>> {
-        let mut ready = self.ring.readable_mut().await?;
-        let mut pids = Vec::new();
-        while let Some(record) = ready.get_inner_mut().next() {
-            pids.extend(<[u8; 4]>::try_from(&*record).ok().map(u32::from_ne_bytes));
-        }
-        ready.clear_ready();
-        Ok(pids)
-    }
 }
 
 /// The structure offsets that the mode's programs need on the running kernel.
@@ -392,23 +343,6 @@ fn detach_one(ebpf: &mut Ebpf, hook: Hook) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The sum over CPUs. Each CPU has its own idea of the thread's name and of the peer: any non-zero one serves.
-fn add_cpus(key: TrafficKey, values: &[Traffic]) -> SocketTraffic {
-    let comm = values.iter().map(|value| &value.comm).find(|comm| comm.first() != Some(&0));
-    let comm = comm.map(|comm| comm.split(|byte| *byte == 0).next().unwrap_or_default());
-    SocketTraffic {
-        cookie: key.cookie,
-        pid: key.tgid,
-        comm: crate::names::escape(comm.unwrap_or_default()),
-        tx_calls: values.iter().map(|value| value.tx_calls).sum(),
-        tx_bytes: values.iter().map(|value| value.tx_bytes).sum(),
-        rx_calls: values.iter().map(|value| value.rx_calls).sum(),
-        rx_bytes: values.iter().map(|value| value.rx_bytes).sum(),
-        tx_sizes: std::array::from_fn(|size| values.iter().filter_map(|value| value.tx_sizes.get(size)).sum()),
-        peer: values.iter().map(|value| value.peer).find(|peer| *peer != 0),
-    }
-}
-
 /// Where the kernel programs' diagnosis goes.
 struct StderrLog;
 
@@ -424,24 +358,4 @@ impl log::Log for StderrLog {
     }
 
     fn flush(&self) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpus_add_up_and_lend_each_other_names() {
-        let mut comm = [0; 16];
-        comm[..5].copy_from_slice(b"redis");
-        let silent = Traffic::default();
-        let sender = Traffic { tx_calls: 2, tx_bytes: 128, peer: 9, comm, ..Traffic::default() };
-        let receiver = Traffic { rx_calls: 1, rx_bytes: 64, comm, ..Traffic::default() };
-        let sum = add_cpus(TrafficKey { cookie: 7, tgid: 3, reserved: 0 }, &[silent, receiver, sender]);
-        assert_eq!((sum.tx_calls, sum.tx_bytes, sum.rx_calls, sum.rx_bytes), (2, 128, 1, 64));
-        assert_eq!((sum.peer, sum.comm.as_str()), (Some(9), "redis"));
-        let mut named = sum.clone();
-        named.name_by_cookie(|inode| (inode == 7).then_some(70));
-        assert_eq!((named.cookie, named.peer), (70, Some(INODE_ONLY | 9)));
-    }
 }

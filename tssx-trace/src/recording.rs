@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cost::Cost;
 use crate::evidence::Evidence;
+use crate::facts::ProgramRecord;
+use crate::hit_rate::ReasonCount;
 use crate::inventory::Kind;
 use crate::losses::Losses;
 use crate::mode::Mode;
@@ -28,7 +30,7 @@ const FORMAT: &str = "tssx-trace discover";
 /// The same for a report, which is a recording with something left out and in another order.
 const REPORT_FORMAT: &str = "tssx-trace discover report";
 /// Version of the layout; raised when a field changes its meaning or goes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// A larger file is no recording.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -41,6 +43,8 @@ pub(crate) struct Recording {
     pub(crate) services: Vec<ServiceRecord>,
     /// All connections without a name: socket pairs, and those that closed before their name was seen.
     pub(crate) unnamed: Vec<ServiceRecord>,
+    /// The facts about each process that `services` and `unnamed` name, by number; those that were gone are missing.
+    pub(crate) programs: Vec<ProgramRecord>,
 }
 
 /// What holds for the window as a whole.
@@ -64,6 +68,9 @@ pub(crate) struct Head {
     pub(crate) window_ms: u64,
     /// Ended by a signal before its time.
     pub(crate) interrupted: bool,
+    /// How much of it, from its beginning, the tracer looked closer; `None`: not at all.
+    #[serde(default)]
+    pub(crate) closer_ms: Option<u64>,
     /// What could not be counted.
     pub(crate) losses: Losses,
     /// Whether sent, received and queued bytes agree.
@@ -72,6 +79,8 @@ pub(crate) struct Head {
     pub(crate) cost: Cost,
     /// Network namespaces whose sockets have no names here because they could not be entered.
     pub(crate) closed_namespaces: usize,
+    /// The library that was looked for in each process; `None`: none was found.
+    pub(crate) library: Option<String>,
     pub(crate) tracer: TracerRecord,
 }
 
@@ -98,6 +107,9 @@ pub(crate) struct ServiceRecord {
     pub(crate) kind: Kind,
     pub(crate) servers: Vec<ProcessRecord>,
     pub(crate) clients: Vec<ProcessRecord>,
+    /// Of these, the numbers of those that moved bytes.
+    pub(crate) server_callers: Vec<u32>,
+    pub(crate) client_callers: Vec<u32>,
     /// Connections that existed within the window.
     pub(crate) connections: u64,
     /// Connections that waited to be accepted when the window ended; `None` if nobody listened then.
@@ -105,6 +117,8 @@ pub(crate) struct ServiceRecord {
     /// Of the connections, how many a library had selected, and how many had moved bytes through a ring.
     pub(crate) selected: u64,
     pub(crate) accelerated: u64,
+    /// Why selected connections are (or went back) on the kernel socket, as the library says.
+    pub(crate) reasons: Vec<ReasonCount>,
     /// Sending calls of both ends: each message counts once, where it was sent. `None`: this mode does not count, or nothing
     /// was counted while something was lost.
     pub(crate) calls: Option<u64>,
@@ -197,18 +211,25 @@ impl Recording {
             refused_modes: Vec::new(),
             window_ms,
             interrupted: false,
+            closer_ms: None,
             losses,
             conservation: ConservationRecord::default(),
             cost: Cost::default(),
             closed_namespaces: 0,
+            library: None,
             tracer: TracerRecord { max_sockets },
         };
-        Self { head, services: Vec::new(), unnamed: Vec::new() }
+        Self { head, services: Vec::new(), unnamed: Vec::new(), programs: Vec::new() }
     }
 
     /// A count of the window as a rate per second.
     pub(crate) fn per_second(&self, count: u64) -> f64 {
         count as f64 * 1000.0 / self.head.window_ms.max(1) as f64
+    }
+
+    /// The facts about a process.
+    pub(crate) fn program(&self, pid: u32) -> Option<&ProgramRecord> {
+        self.programs.iter().find(|program| program.pid == pid)
     }
 
     /// The file's text.
@@ -293,34 +314,20 @@ fn prepare_default_directory(directory: &Path) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
+pub(crate) mod samples;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     fn sample() -> Recording {
         let mut recording = Recording::new(5000, Losses::default(), 8);
-        recording.services.push(ServiceRecord {
-            name: Some(SocketName::Path(b"/run/\xff x".to_vec())),
-            display: String::from("/run/\\xff x"),
-            absolute: None,
-            network: None,
-            file: None,
-            kind: Kind::Stream,
-            servers: vec![ProcessRecord { pid: 1, name: "a".into(), uid: Some(0), cgroup: None, container: None }],
-            clients: vec![],
-            connections: 1,
-            waiting: Some(0),
-            selected: 0,
-            accelerated: 0,
-            calls: Some(3),
-            bytes: Some(192),
-            ring_calls: None,
-            ring_bytes: None,
-            queued_bytes: Some(0),
-            client_to_server: FlowRecord { send_calls: Some(3), sent_bytes: Some(192), ..FlowRecord::default() },
-            server_to_client: FlowRecord::default(),
-            evidence: Some(Evidence::default()),
-            pairs: Vec::new(),
-        });
+        let bytes = Some(192);
+        let sent = FlowRecord { send_calls: Some(3), sent_bytes: bytes, ..FlowRecord::default() };
+        let evidence = Some(Evidence::default());
+        let service = samples::busy(b"/run/\xff x");
+        recording.services.push(ServiceRecord { calls: Some(3), bytes, client_to_server: sent, evidence, ..service });
+        recording.programs.push(samples::program(samples::SERVER));
         recording
     }
 
@@ -378,8 +385,11 @@ mod tests {
     #[test]
     fn other_versions_and_other_files_are_refused_by_name() {
         let text = sample().to_json().expect("text");
-        let newer = text.replace("\"version\": 2", "\"version\": 99");
-        assert!(format!("{:#}", Recording::parse(&newer).expect_err("refused")).contains("version is 99"));
+        for other in [2, 99] {
+            let other = text.replace(&format!("\"version\": {VERSION}"), &format!("\"version\": {other}"));
+            let error = format!("{:#}", Recording::parse(&other).expect_err("refused"));
+            assert!(error.contains("its version is") && error.contains(&format!("this release reads {VERSION}")), "{error}");
+        }
         assert!(Recording::parse("{}").is_err());
         assert!(Recording::parse("not json").is_err());
         let missing = Recording::load(Path::new("/nonexistent/recording")).expect_err("refused");

@@ -13,11 +13,12 @@ use crate::cost::{Cost, Meter};
 use crate::inventory::Inventory;
 use crate::join;
 use crate::ledgers::Ledgers;
+use crate::library;
 use crate::losses::Losses;
 use crate::mode::Mode;
 use crate::output;
 use crate::privileges;
-use crate::probe::{Arrivals, Births, Probe, ProbeOptions, Refusal, SocketTraffic};
+use crate::probe::{Arrivals, Births, Newcomer, Probe, ProbeOptions, Refusal, Seen, SocketTraffic};
 use crate::processes::{self, Processes};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
@@ -32,6 +33,8 @@ const CHURN_PERIOD: Duration = Duration::from_millis(1);
 const CHURN: usize = 32;
 /// A kind of look may take one part in so many of one CPU: on a host with very many processes or sockets looks get rarer.
 const LOOK_SHARE: u32 = 20;
+/// How long at once facts about new programs are asked for: readings of ledgers wait for it.
+const FACTS_TIME: Duration = Duration::from_millis(1);
 /// The same for readings, which lose something if they come too late.
 const READING_SHARE: u32 = 4;
 
@@ -47,6 +50,8 @@ pub(crate) struct Observation {
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) traffic: Vec<SocketTraffic>,
     pub(crate) losses: Losses,
+    /// What looking closer showed.
+    pub(crate) closer: Seen,
     /// What watching itself cost.
     pub(crate) cost: Cost,
     pub(crate) inventory: Inventory,
@@ -61,6 +66,8 @@ pub(crate) struct Observation {
 pub(crate) struct Window {
     /// How long; `None`: until a signal.
     pub(crate) duration: Option<Duration>,
+    /// How long of it, from the start, to look closer.
+    pub(crate) closer: Option<Duration>,
     /// Time between two looks for ledgers: a process with the library that lives longer is seen.
     pub(crate) ledger_period: Duration,
     pub(crate) probe: ProbeOptions,
@@ -96,12 +103,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
-    let mut arrivals = sources.probe.arrivals()?;
-    for refusal in &sources.seen.refusals {
-        output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
-    }
-    let length = window.duration.map_or_else(|| String::from("until Ctrl-C"), |time| format!("for {:.1} s", time.as_secs_f64()));
-    output::note(&format!("attached; watching Unix sockets {length}, mode {}", sources.seen.mode.name()));
+    say_attached(&sources.seen, window.duration);
     let (view_period, mut viewer) = viewer.unzip();
     let view_period = view_period.unwrap_or(FOR_EVER);
 
@@ -112,18 +114,20 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut view_ticks = ticks(view_period);
     view_ticks.reset();
     let end = sleep(window.duration.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
-    tokio::pin!(end);
+    let closer_end = sleep(window.closer.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
+    tokio::pin!(end, closer_end);
+    let mut closer = window.closer.is_some();
     let interrupted = loop {
         tokio::select! {
             biased;
             () = &mut end => break false,
+            () = &mut closer_end, if closer => {
+                sources.probe.end_closer()?;
+                closer = false;
+            }
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
-            pids = next_arrivals(&mut arrivals) => {
-                let pids = pids?;
-                sources.seen.ledgers.look_into(&pids);
-                sources.seen.processes.remember_new(pids.into_iter());
-            }
+            newcomers = next_arrivals(&mut sources.arrivals) => sources.look_into(newcomers?),
             _ = ledger_ticks.tick() => {
                 let started = Instant::now();
                 sources.seen.ledgers.refresh();
@@ -135,7 +139,10 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
                 let period = if sources.seen.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
                 reading_ticks.reset_after(pause(period, READING_SHARE, started));
             }
-            _ = birth_ticks.tick() => sources.read_births(),
+            _ = birth_ticks.tick() => {
+                sources.read_births();
+                sources.seen.processes.gather(Some(FACTS_TIME));
+            }
             _ = view_ticks.tick() => {
                 let started = Instant::now();
                 sources.look_now()?;
@@ -160,11 +167,20 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     sources.close(interrupted)
 }
 
+fn say_attached(seen: &Observation, duration: Option<Duration>) {
+    for refusal in &seen.refusals {
+        output::note(&format!("mode {} does not work here: {}", refusal.mode, refusal.reason));
+    }
+    let length = duration.map_or_else(|| String::from("until Ctrl-C"), |time| format!("for {:.1} s", time.as_secs_f64()));
+    output::note(&format!("attached; watching Unix sockets {length}, mode {}", seen.mode.name()));
+}
+
 /// What is asked again and again, and what it has told until now.
 struct Sources {
     started: Instant,
     meter: Meter,
     probe: Probe,
+    arrivals: Option<Arrivals>,
     births: Option<Births>,
     seen: Observation,
 }
@@ -175,15 +191,17 @@ impl Sources {
         let meter = Meter::start();
         let mut inventory = Inventory::open()?;
         // Whatever takes long comes first, so that the kernel's counters and the ledgers' begin at one moment.
+        let mut processes = Processes::new(library::find().ok());
+        processes.refresh();
+        processes.gather(None);
         let mut ledgers = Ledgers::find();
         let mut probe = Probe::attach(options)?;
-        let births = probe.births()?;
+        let (arrivals, births) = (probe.arrivals()?, probe.births()?);
         privileges::drop_all_but_reading()?;
         ledgers.begin();
         let started = Instant::now();
         look_at_sockets(&mut inventory)?;
         inventory.begin();
-        let mut processes = Processes::default();
         processes.refresh();
         let seen = Observation {
             elapsed: Duration::ZERO,
@@ -191,13 +209,25 @@ impl Sources {
             refusals: probe.refusals().to_vec(),
             traffic: Vec::new(),
             losses: Losses::default(),
+            closer: Seen::default(),
             cost: Cost::default(),
             inventory,
             ledgers,
             processes,
             interrupted: false,
         };
-        Ok(Self { started, meter, probe, births, seen })
+        Ok(Self { started, meter, probe, arrivals, births, seen })
+    }
+
+    /// Looks at processes that begin to use Unix sockets, before they are gone.
+    fn look_into(&mut self, newcomers: Vec<Newcomer>) {
+        let pids: Vec<u32> = newcomers.iter().map(|newcomer| newcomer.pid).collect();
+        self.seen.ledgers.look_into(&pids);
+        for Newcomer { pid, comm } in newcomers {
+            self.seen.processes.told(pid, comm);
+        }
+        self.seen.processes.remember_new(pids.into_iter());
+        self.seen.processes.gather(Some(FACTS_TIME));
     }
 
     fn read_births(&mut self) {
@@ -223,10 +253,12 @@ impl Sources {
         self.seen.ledgers.refresh();
         self.seen.losses = self.probe.losses()?;
         self.seen.cost = self.meter.cost(&self.probe);
+        self.probe.end_closer()?;
         self.probe.detach()?;
         self.seen.elapsed = self.started.elapsed();
         self.seen.traffic = self.probe.traffic()?;
         self.look_at_the_rest()?;
+        self.seen.processes.gather_again();
         self.probe.flush_log();
         for refused in self.seen.ledgers.refused() {
             output::note(&format!("warning: a ledger was not read: {refused}"));
@@ -238,6 +270,9 @@ impl Sources {
     /// Names and holders for the traffic that is known now, and the ledgers' losses.
     fn look_at_the_rest(&mut self) -> anyhow::Result<()> {
         self.read_births();
+        self.seen.closer = self.probe.closer()?;
+        let newcomers = self.arrivals.as_mut().map(Arrivals::rest).unwrap_or_default();
+        self.look_into(newcomers);
         self.seen.losses.untold_sockets = self.births.as_ref().map_or(Ok(0), Births::untold)?;
         let Observation { traffic, losses, inventory, ledgers, processes, .. } = &mut self.seen;
         look_at_sockets(inventory)?;
@@ -255,7 +290,7 @@ impl Sources {
 }
 
 /// Waits for processes that begin to use Unix sockets; for ever in a mode that does not tell of them.
-async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<u32>> {
+async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<Newcomer>> {
     match arrivals {
         Some(arrivals) => arrivals.next().await,
         None => std::future::pending().await,

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::TRACER;
@@ -64,31 +64,18 @@ fn a_library_that_accelerates_nothing_gives_no_figures() {
     assert!(output.stdout.is_empty());
 }
 
-/// A host on which everything takes 10 µs plain and 1 µs through rings, whatever the size.
-fn kept_calibration(file: &Path) {
-    let spread = |value: f64| serde_json::json!({"least": value, "median": value, "most": value});
-    let cost = |time: f64| serde_json::json!({"time_ns": spread(time), "client_cpu_ns": time / 2.0, "server_cpu_ns": time / 2.0});
-    let point = |shape: &str, bytes: u64, pause_us: u64, one_cpu: bool| {
-        serde_json::json!({"shape": shape, "bytes": bytes, "pause_us": pause_us, "one_cpu": one_cpu,
-            "plain": cost(10_000.0), "rings": cost(1000.0), "saved_ns": spread(9000.0)})
-    };
-    let shapes = ["round_trip", "events", "stream"];
-    let points: Vec<_> = shapes
-        .iter()
-        .flat_map(|shape| [(1, 0, false), (64, 1000, false), (64, 0, true)].map(|(a, b, c)| point(shape, a, b, c)))
-        .collect();
-    let calibration = serde_json::json!({"format": "tssx-trace calibration", "version": 1, "measured_unix_ms": 0, "kernel": "6.12.0",
-        "cpus": 2, "tracer": "0.1.0", "library": "/l.so", "rounds": 1, "points": points});
-    Schema::of_calibration().check("calibration", &calibration, &mut Used::new()).expect("as the schema says");
-    std::fs::write(file, calibration.to_string()).expect("written");
+fn kept(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings").join(name)
 }
 
 #[test]
 fn suggest_tells_the_gain_by_a_calibration_and_says_what_is_missing() {
     let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("calibration.json");
-    kept_calibration(&file);
-    let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/busy.json");
+    // Of a host on which everything takes 10 µs plain and 1 µs through rings, whatever the size.
+    let (file, recording) = (kept("calibration.json"), kept("busy.json"));
+    let calibration = std::fs::read_to_string(&file).expect("kept");
+    let calibration: Value = serde_json::from_str(&calibration).expect("JSON");
+    Schema::of_calibration().check("calibration", &calibration, &mut Used::new()).expect("as the schema says");
     let suggest = |options: &[&str]| {
         let mut command = Command::new(TRACER);
         command.args(["suggest", "--from"]).arg(&recording).args(options);
@@ -102,6 +89,11 @@ fn suggest_tells_the_gain_by_a_calibration_and_says_what_is_missing() {
     let gains: Vec<_> = text.lines().filter(|line| line.starts_with("# gain ")).collect();
     assert!(gains.iter().any(|line| line.contains("/run/") && line.contains("s saved each second")), "{text} {}", errors(&one));
     assert!(gains.iter().any(|line| line.contains("assumes")), "{text}");
+    for format in ["systemd", "compose"] {
+        let other = suggest(&["--calibration", path, "--format", format]);
+        let other = String::from_utf8_lossy(&other.stdout).into_owned();
+        assert_eq!(other.lines().filter(|line| line.starts_with("# gain ")).collect::<Vec<_>>(), gains, "{format}");
+    }
     let kept = directory.path().join("tssx");
     std::fs::create_dir(&kept).expect("made");
     std::fs::copy(&file, kept.join("calibration.json")).expect("copied");
@@ -114,10 +106,7 @@ fn suggest_tells_the_gain_by_a_calibration_and_says_what_is_missing() {
 
 #[test]
 fn verify_wants_recording_and_calibration_together() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("calibration.json");
-    kept_calibration(&file);
-    let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/busy.json");
+    let (file, recording) = (kept("calibration.json"), kept("busy.json"));
     let verify = |options: &[&str]| Command::new(TRACER).arg("verify").args(options).output().expect("it starts");
     let without = verify(&["--calibration", file.to_str().expect("UTF-8")]);
     assert!(without.status.code() == Some(1) && errors(&without).contains("--before FILE"), "{}", errors(&without));

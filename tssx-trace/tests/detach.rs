@@ -10,9 +10,10 @@ use aya::programs::loaded_programs;
 /// Numbers of the tracer's programs that are in the kernel now.
 fn programs() -> BTreeSet<u32> {
     let ours = [
-        ["data_ready", "sent", "received"].as_slice(), // tp_btf
+        ["sent", "received"].as_slice(), // tp_btf
         &["stream_sent", "stream_received", "datagram_sent", "datagram_receiv", "packet_sent", "packet_received"], // fexit, cut to 15
         &["syscall_ended"],
+        &["signals", "ready", "woken"], // looking closer
     ]
     .concat();
     let loaded = loaded_programs().filter_map(Result::ok);
@@ -22,16 +23,18 @@ fn programs() -> BTreeSet<u32> {
 #[test]
 fn nothing_stays_attached_after_the_tracer_is_killed() {
     let directory = tempfile::tempdir().expect("a directory");
-    let before = programs();
-    let tracer = common::tracer(&["discover"], &directory.path().join("table"));
-    let attached: BTreeSet<u32> = programs().difference(&before).copied().collect();
-    assert!(!attached.is_empty(), "the tracer's programs are found while it runs");
-    tracer.signal(rustix::process::Signal::KILL);
-    let (status, _) = tracer.finish();
-    assert!(!status.success());
-    let end = Instant::now() + common::DEADLINE;
-    while !programs().is_disjoint(&attached) {
-        assert!(Instant::now() < end, "programs {:?} are still in the kernel", programs().intersection(&attached));
-        std::thread::sleep(Duration::from_millis(5)); // the kernel frees them after a grace period
+    for mode in common::measuring_modes() {
+        let before = programs();
+        let tracer = common::tracer(&["discover", "--mode", mode], &directory.path().join("table"));
+        let attached: BTreeSet<u32> = programs().difference(&before).copied().collect();
+        assert!(!attached.is_empty(), "{mode}: the tracer's programs are found while it runs");
+        tracer.signal(rustix::process::Signal::KILL);
+        let (status, _) = tracer.finish();
+        assert!(!status.success());
+        let end = Instant::now() + common::DEADLINE;
+        while !programs().is_disjoint(&attached) {
+            assert!(Instant::now() < end, "{mode}: programs {:?} are still there", programs().intersection(&attached));
+            std::thread::sleep(Duration::from_millis(5)); // the kernel frees them after a grace period
+        }
     }
 }

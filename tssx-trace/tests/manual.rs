@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use common::TRACER;
 
 /// The subcommands that people type.
-const COMMANDS: [&str; 6] = ["discover", "suggest", "verify", "run", "doctor", "bench"];
+const COMMANDS: [&str; 7] = ["discover", "suggest", "verify", "explain", "run", "doctor", "bench"];
 
 #[test]
 fn peer_process() {
@@ -33,6 +33,9 @@ fn every_command_has_a_man_page_with_its_options_and_the_exit_statuses() {
     for page in pages() {
         let roff = std::fs::read_to_string(&page).expect("a page");
         assert!(roff.contains(".TH") && roff.contains(".SH \"EXIT STATUS\""), "{}", page.display());
+        for status in 0..=6 {
+            assert!(roff.contains(&format!("\n\\fB{status}\\fR\n")), "{} does not say what {status} means", page.display());
+        }
     }
     for command in COMMANDS {
         let roff = std::fs::read_to_string(directory.path().join(format!("tssx-trace-{command}.1"))).expect("a page");
@@ -48,7 +51,7 @@ fn every_command_has_a_man_page_with_its_options_and_the_exit_statuses() {
 
 #[test]
 fn every_help_has_an_example_and_a_status() {
-    for command in COMMANDS {
+    for command in COMMANDS.into_iter().chain(["man", "completions"]) {
         let help = text(&[command, "--help"]);
         assert!(help.contains("xample") || help.contains("  tssx-trace "), "{help}");
         assert!(help.contains("xit status"), "{command} does not say what its statuses mean: {help}");

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Guarded, TRACER, client, copy_program, exchange, server, stop, tracer};
+use common::{Guarded, TRACER, assert_own_traffic_counted, client, copy_program, exchange, server, stop, tracer};
 use serde_json::Value;
 
 #[test]
@@ -72,28 +72,38 @@ fn root_gives_up_what_only_attaching_needs() {
 
 #[test]
 fn two_tracers_at_once_do_not_disturb_each_other() {
+    for mode in common::measuring_modes() {
+        two_at_once([mode, mode]);
+    }
+    two_at_once(["tp_btf", "syscalls"]);
+}
+
+/// Two tracers in these modes, the second of which goes on when the first has ended.
+fn two_at_once(modes: [&str; 2]) {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("echo.sock");
     let socket = socket.to_str().expect("UTF-8");
     let _server = server(socket, &[]);
     let mut client = client(socket, &[]);
     let files = ["first", "second"].map(|name| directory.path().join(name));
-    let [first, second] = files.each_ref().map(|file| {
-        let table = file.with_extension("table");
-        tracer(&["discover", "--record", file.to_str().expect("UTF-8")], &table)
-    });
+    let start = |(file, mode): (&std::path::PathBuf, &str)| {
+        let arguments = ["discover", "--mode", mode, "--record", file.to_str().expect("UTF-8")];
+        tracer(&arguments, &file.with_extension("table"))
+    };
+    let [first, second] = [(&files[0], modes[0]), (&files[1], modes[1])].map(start);
     exchange(&mut client, 200, 64);
     let (code, errors) = stop(first);
-    assert_eq!(code, Some(0), "{errors}");
+    assert_own_traffic_counted(code, &errors);
     exchange(&mut client, 100, 64);
     let (code, errors) = stop(second);
-    assert_eq!(code, Some(0), "{errors}");
+    assert_own_traffic_counted(code, &errors);
     for (file, calls) in files.iter().zip([400, 600]) {
         let (service, recording) = service(file, socket);
-        assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(calls), Some(calls * 64)));
+        assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(calls), Some(calls * 64)), "{modes:?}");
         let cost = &recording["cost"];
         assert!(cost["own_cpu_ms"].as_f64().is_some_and(|value| value > 0.0), "{cost}");
-        assert!(cost["map_bytes"].as_u64().is_some_and(|value| value > 4096), "{cost}");
+        // Records are made when they are needed: all that there could be together would take more.
+        assert!(cost["map_bytes"].as_u64().is_some_and(|value| (4096..16 << 20).contains(&value)), "{cost}");
     }
 }
 
@@ -103,9 +113,9 @@ fn processes_that_a_ring_of_one_page_had_no_room_for_are_counted_as_lost() {
     let recording = directory.path().join("recording.json");
     let arguments = ["discover", "--ring-bytes", "4096", "--record", recording.to_str().expect("UTF-8")];
     let tracer = tracer(&arguments, &directory.path().join("table"));
-    // Stopped, it does not empty the ring, which holds 256 processes of 16 bytes each.
+    // Stopped, it does not empty the ring, which holds 128 processes of 32 bytes each.
     tracer.signal(rustix::process::Signal::STOP);
-    const PROCESSES: u64 = 300;
+    const PROCESSES: u64 = 180;
     let program = std::env::current_exe().expect("this program");
     for _ in 0..PROCESSES {
         let mut once = Command::new(&program);
@@ -119,7 +129,7 @@ fn processes_that_a_ring_of_one_page_had_no_room_for_are_counted_as_lost() {
     let text = std::fs::read_to_string(&recording).expect("a recording");
     let recording: Value = serde_json::from_str(&text).expect("JSON");
     let untold = recording["losses"]["untold_processes"].as_u64().expect("a number");
-    assert!(untold >= PROCESSES - 256, "{untold}");
+    assert!(untold >= PROCESSES - 128, "{untold}");
     // The calls count all the same.
     let calls: u64 = recording["unnamed"].as_array().expect("a list").iter().filter_map(|unnamed| unnamed["calls"].as_u64()).sum();
     assert!(calls >= PROCESSES, "{calls}");

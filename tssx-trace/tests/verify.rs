@@ -5,7 +5,9 @@
 mod common;
 
 use std::path::Path;
+use std::process::Command;
 
+use common::schema::{Schema, Used};
 use common::{Guarded, client, exchange, server, stop, tracer};
 use serde_json::Value;
 
@@ -43,7 +45,11 @@ impl Place {
     }
 
     fn verify(&self) -> Guarded {
-        let arguments = ["verify", "--json", "--connections", "--min-hit-rate", "99%", &self.socket];
+        self.verify_by("auto")
+    }
+
+    fn verify_by(&self, mode: &str) -> Guarded {
+        let arguments = ["verify", "--mode", mode, "--json", "--connections", "--min-hit-rate", "99%", &self.socket];
         tracer(&arguments, &self.directory.path().join("report"))
     }
 
@@ -52,6 +58,7 @@ impl Place {
         let (code, errors) = stop(tracer);
         let text = std::fs::read_to_string(self.directory.path().join("report")).expect("a report");
         let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}; {errors}"));
+        Schema::of_verify().check("report", &report, &mut Used::new()).expect("as the schema says");
         (code, report["sockets"][0].clone(), errors)
     }
 }
@@ -72,21 +79,39 @@ fn reasons(report: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn an_upgraded_connection_has_a_full_hit_rate() {
-    let place = Place::new();
-    let server = server(&place.socket, &place.accelerated());
-    let mut client = client(&place.socket, &place.accelerated());
-    exchange(&mut client, WARM_UP, SIZE);
-    server.await_rest(); // a doorbell at the edge of the window counts as the kernel's
-    let tracer = place.verify();
-    exchange(&mut client, COUNT, SIZE);
-    server.await_rest();
-    let (code, report, errors) = place.end(tracer);
-    assert_adds_up(&report, TOTAL);
-    assert_eq!(code, Some(0), "{report} {errors}");
-    assert_eq!((report["selected"].as_u64(), report["accelerated"].as_u64()), (Some(1), Some(1)), "{report}");
-    assert!(report["hit_rate"].as_f64().expect("a rate") >= 0.99, "{report}");
-    assert!(reasons(&report).is_empty(), "{report}");
+fn an_upgraded_connection_has_a_full_hit_rate_in_every_mode() {
+    for mode in common::measuring_modes() {
+        let place = Place::new();
+        let server = server(&place.socket, &place.accelerated());
+        let mut client = client(&place.socket, &place.accelerated());
+        exchange(&mut client, WARM_UP, SIZE);
+        server.await_rest(); // a doorbell at the edge of the window counts as the kernel's
+        let tracer = place.verify_by(mode);
+        exchange(&mut client, COUNT, SIZE);
+        server.await_rest();
+        let (code, report, errors) = place.end(tracer);
+        assert_adds_up(&report, TOTAL);
+        assert_eq!(code, Some(0), "{mode}: {report} {errors}");
+        assert_eq!((report["selected"].as_u64(), report["accelerated"].as_u64()), (Some(1), Some(1)), "{mode}: {report}");
+        assert!(report["hit_rate"].as_f64().expect("a rate") >= 0.99, "{mode}: {report}");
+        assert!(reasons(&report).is_empty(), "{mode}: {report}");
+    }
+}
+
+#[test]
+fn misses_are_counted_to_the_last_byte_in_every_mode() {
+    for mode in common::measuring_modes() {
+        let place = Place::new();
+        let server = server(&place.socket, &place.accelerated());
+        let mut client = client(&place.socket, &[]);
+        let tracer = place.verify_by(mode);
+        exchange(&mut client, COUNT, SIZE);
+        server.await_rest(); // the last answer is counted after it was sent
+        let (code, report, errors) = place.end(tracer);
+        assert_eq!(code, Some(4), "{mode}: {errors}");
+        assert_adds_up(&report, TOTAL);
+        assert_eq!(report["hit_rate"].as_f64(), Some(0.0), "{mode}: {report}");
+    }
 }
 
 #[test]
@@ -164,4 +189,83 @@ fn without_the_library_there_is_no_hit_rate_and_the_exit_status_says_so() {
     assert_eq!((report["selected"].as_u64(), report["not_selected"].as_u64()), (Some(0), Some(1)), "{report}");
     assert_eq!(report["not_selected_bytes"].as_u64(), Some(TOTAL), "{report}");
     assert!(report["hit_rate"].is_null(), "{report}");
+}
+
+#[test]
+fn a_client_that_writes_past_the_library_is_named() {
+    let place = Place::new();
+    let program = place.directory.path().join("bypass");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/bypass.c");
+    let built = Command::new("cc").arg("-o").arg(&program).arg(source).status().expect("cc starts: install a C compiler");
+    assert!(built.success());
+    let server = server(&place.socket, &place.accelerated());
+    let mut client = Guarded::start(Command::new(&program).arg(&place.socket).envs(place.accelerated()), true);
+    let mut task = |line: &str| {
+        client.tell(line);
+        client.wait_for("done");
+    };
+    task("go");
+    server.await_rest();
+    let tracer = place.verify();
+    task("go");
+    server.await_rest();
+    task("past");
+    server.await_rest(); // it has met the bytes by then
+    let (_, report, errors) = place.end(tracer);
+    assert_eq!(report["accelerated"], 1, "{report} {errors}");
+    let [bypass] = report["bypassed"].as_array().expect("a list").as_slice() else { panic!("{report:#}") };
+    assert_eq!(bypass["end"], "client", "{report:#}");
+    assert!(bypass["sent_bytes"].as_u64().is_some_and(|bytes| (64..80).contains(&bytes)), "{report:#}");
+    assert_eq!(bypass["processes"][0]["pid"], client.pid(), "{report:#}");
+}
+
+#[test]
+fn what_was_predicted_stands_beside_what_came_of_it() {
+    let place = Place::new();
+    let _server = server(&place.socket, &[]);
+    let mut client = client(&place.socket, &[]);
+    let path = |name: &str| place.directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (before, report) = (path("before.json"), path("report"));
+    let mut window = |arguments: &[&str]| {
+        let tracer = tracer(arguments, Path::new(&report));
+        exchange(&mut client, COUNT, SIZE);
+        stop(tracer);
+        std::fs::read_to_string(&report).expect("a report")
+    };
+    window(&["discover", "--closer", "0", "--record", &before]);
+    let calibration = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/calibration.json");
+    let arguments = ["verify", "--before", &before, "--calibration", calibration, &place.socket];
+    let text = window(&arguments);
+    for word in ["HIT RATE", "predicted: ", "achieved: "] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    let json = window(&[&arguments[..], &["--json"]].concat());
+    let document: Value = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error}: {json}"));
+    Schema::of_verify().check("report", &document, &mut Used::new()).expect("as the schema says");
+    let [gain] = document["gains"].as_array().expect("a list").as_slice() else { panic!("{json}") };
+    assert!(gain["display"] == place.socket.as_str() && gain["predicted"].is_object(), "{json}");
+    assert!(gain["achieved_factor"].as_f64().is_some_and(|factor| factor > 0.0), "{json}");
+}
+
+#[test]
+fn an_expected_socket_must_be_accelerated_and_others_stay_in_the_report() {
+    let place = Place::new();
+    let plain = place.directory.path().join("plain.sock").to_str().expect("UTF-8").to_owned();
+    let _servers = [server(&place.socket, &place.accelerated()), server(&plain, &[])];
+    let mut clients = [client(&place.socket, &place.accelerated()), client(&plain, &[])];
+    for (expected, status) in [(&[&place.socket][..], 0), (&[&place.socket, &plain], 6), (&[&String::from("/nonexistent.sock")], 6)]
+    {
+        let output = place.directory.path().join("report");
+        let mut arguments = vec!["verify", "--json"];
+        arguments.extend(expected.iter().flat_map(|socket| ["--expect", socket.as_str()]));
+        let tracer = tracer(&arguments, &output);
+        clients.iter_mut().for_each(|client| exchange(client, COUNT, SIZE));
+        let (code, errors) = stop(tracer);
+        // What others lose on this host is a status of its own, and comes after that of --expect.
+        assert!(code == Some(status) || (status == 0 && code == Some(3)), "{expected:?}: {code:?} {errors}");
+        let report: Value = serde_json::from_slice(&std::fs::read(&output).expect("a report")).expect("JSON");
+        Schema::of_verify().check("report", &report, &mut Used::new()).expect("as the schema says");
+        assert!(report["sockets"].as_array().expect("a list").iter().any(|socket| socket["display"] == place.socket.as_str()));
+        assert_eq!(errors.contains("explain"), status == 6, "{errors}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | vm-test | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | vm-test | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -15,6 +15,7 @@ mod differential;
 mod environment;
 mod exchange;
 mod figures;
+mod hostile;
 mod kills;
 mod measure;
 mod paths;
@@ -68,6 +69,20 @@ enum Command {
     /// The one of two that is killed
     #[command(hide = true)]
     KillsVictim(kills::EndOptions),
+    /// A peer that is an enemy, and a victim under AddressSanitizer; fails if the victim crashes, hangs, loops or notices elsewhere
+    Hostile(hostile::Options),
+    /// The one that is attacked
+    #[command(hide = true)]
+    HostileVictim(hostile::EndOptions),
+    /// One that the victim has an honest connection with
+    #[command(hide = true)]
+    HostileHonest(hostile::EndOptions),
+    /// One of two processes of one user
+    #[command(hide = true)]
+    HostileFriend(hostile::EndOptions),
+    /// A process of another user, who attacks these two
+    #[command(hide = true)]
+    HostileStranger(hostile::EndOptions),
     /// The library and the tracer on Debian's 6.1 kernel, in an emulated machine
     VmTest,
     /// The first process of that machine
@@ -105,6 +120,11 @@ fn dispatch() -> anyhow::Result<()> {
         Command::Kills(options) => kills::kills(&options),
         Command::KillsSurvivor(options) => kills::survive(&options),
         Command::KillsVictim(options) => kills::die(&options),
+        Command::Hostile(options) => hostile::hostile(&options),
+        Command::HostileVictim(options) => hostile::suffer(&options),
+        Command::HostileHonest(options) => hostile::honest(&options),
+        Command::HostileFriend(options) => hostile::friend(&options),
+        Command::HostileStranger(options) => hostile::stranger(&options),
         Command::VmTest => vm::vm_test(),
         Command::VmGuest => vm::init(),
         Command::VmPeer(options) => vm::peer(&options),

@@ -16,7 +16,7 @@ use nix::unistd::geteuid;
 
 use crate::build::Artefacts;
 use crate::census::Census;
-use crate::{build, check, paths, run, servers, setup, vm};
+use crate::{build, check, hostile, paths, run, servers, setup, vm};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -148,6 +148,7 @@ pub(crate) fn test() -> Result<()> {
             failures.push(format!("the virtual machine: {error:#}"));
         }
     }
+    hostile_peer(&mut total, &mut failures);
     println!("== nothing is left behind");
     match left_behind(&before, scratch.path()).as_slice() {
         [] => total.passed += 1,
@@ -170,6 +171,19 @@ pub(crate) fn test() -> Result<()> {
         bail!("{} tests failed", total.failed);
     }
     Ok(())
+}
+
+/// A short attack on the library under AddressSanitizer.
+fn hostile_peer(total: &mut Tally, failures: &mut Vec<String>) {
+    println!("== tests: a hostile peer");
+    match hostile::hostile(&hostile::Options::short()) {
+        Ok(()) => total.passed += 1,
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("a hostile peer: {error:#}"));
+        }
+    }
 }
 
 impl Suite {

@@ -96,6 +96,13 @@ pub fn rest(us: u32) {
     let _ = call(libc::SYS_clock_nanosleep, [flag_arg(libc::CLOCK_MONOTONIC), 0, core::ptr::from_ref(&time) as usize, 0, 0, 0]);
 }
 
+/// The CPU that the calling thread is on at this moment (sched_getcpu(3): two loads where the kernel has rseq(2)); [`u32::MAX`] when the kernel does not say.
+#[must_use]
+pub fn current_cpu() -> u32 {
+    // SAFETY: takes nothing, and only reads what the kernel keeps for the thread.
+    unsafe { libc::sched_getcpu() }.cast_unsigned()
+}
+
 /// How many CPUs the calling thread may run on (sched_getaffinity(2)); 1 when the kernel does not say.
 #[must_use]
 pub fn usable_cpus() -> u32 {

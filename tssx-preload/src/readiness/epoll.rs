@@ -96,7 +96,7 @@ fn spin(set: &'static EpollSet) -> bool {
     if begun.wrapping_sub(set.spun.load(Relaxed)) > budget * SPIN_SHARE {
         set.spin.reset();
     }
-    let seen = set.spin.spin_for(least_us, look);
+    let seen = set.spin.spin_at_least(least_us, look);
     let now = clock::ticks();
     if !seen && now.wrapping_sub(begun) * SPIN_SHARE > budget {
         set.spun.store(now, Relaxed); // not one that was left out

@@ -7,7 +7,7 @@ use tssx_core::layout::{STATE_ENDED, STATE_KERNEL};
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, Slot};
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, doorbell, switchover, sys};
+use tssx_core::{clock, doorbell, switchover, sys, whereabouts};
 
 use crate::endpoint::{Locked, Way, lock_stream};
 use crate::process::log;
@@ -175,6 +175,7 @@ pub(crate) fn prepare_to_wait(fd: c_int, rx: &Locked, segment: &Segment) -> bool
     // Counted before the announcement: what is rung for it stays.
     let stale = doorbell::stale(rx.slot, segment);
     doorbell::announce(segment);
+    whereabouts::tell(segment);
     if stale > 0 && empty() {
         doorbell::take_doorbells(fd, rx.slot, segment, stale);
     }

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use tssx_core::doorbell::{self, Drained};
 use tssx_core::ledger::layout::Slot;
 use tssx_core::segment::Segment;
-use tssx_core::{switchover, sys};
+use tssx_core::{switchover, sys, whereabouts};
 
 use super::abandon::guarded;
 use super::lone::{self, LoneSleep};
@@ -51,7 +51,7 @@ pub(super) fn wait_for_bytes(call: &mut Call<'_, '_>, rx: Locked, segment: &Segm
     let (endpoint, slot) = (rx.endpoint, rx.slot);
     call.keep(&rx);
     drop(rx);
-    if endpoint.spin.spin(|| holds_bytes(segment)) {
+    if endpoint.spin.spin_for_peer(whereabouts::peer_is_here(segment), || holds_bytes(segment)) {
         slot.spin_hits.fetch_add(1, Relaxed);
         alive::seen(endpoint);
         return Step::Again;
@@ -83,7 +83,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
         doorbell::announce(segment);
     }
     if holds_bytes(segment) {
-        woken(endpoint, slot, segment, alone);
+        woken(endpoint, slot, segment, alone, false);
         return Step::Again;
     }
     if alone {
@@ -93,7 +93,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     drop(rx);
     let undo = || {
         let guard = endpoint.lock(slot, Way::Rx);
-        woken(endpoint, slot, segment, alone);
+        woken(endpoint, slot, segment, alone, false);
         drop(guard);
         endpoint.unpin();
     };
@@ -105,7 +105,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     };
     call.follow();
     let _guard = endpoint.lock(slot, Way::Rx);
-    if let Some(byte) = woken(endpoint, slot, segment, alone) {
+    if let Some(byte) = woken(endpoint, slot, segment, alone, waited == Ok(Waited::Something)) {
         return lone::keep(call, slot, byte);
     }
     if let Err(errno @ (Errno(libc::EINTR) | Errno::AGAIN)) = waited {
@@ -134,8 +134,10 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     }
 }
 
-/// One sleeper fewer; under the receiving lock. If it was `alone`: the byte of the program's that it has taken, if it has.
-fn woken(endpoint: &'static Endpoint, slot: &Slot, segment: &Segment, alone: bool) -> Option<u8> {
+/// One sleeper fewer; under the receiving lock. If it was `alone`: the byte of the program's that it has taken, if it has. `took`: that the kernel
+/// has said so of some byte.
+fn woken(endpoint: &'static Endpoint, slot: &Slot, segment: &Segment, alone: bool, took: bool) -> Option<u8> {
+    whereabouts::tell(segment);
     let before = slot.rx_waiters.load(Relaxed);
     slot.rx_waiters.store(before.saturating_sub(1), Relaxed);
     if !alone {
@@ -146,7 +148,7 @@ fn woken(endpoint: &'static Endpoint, slot: &Slot, segment: &Segment, alone: boo
         announce_for_others(endpoint, slot, segment);
         endpoint.watchers.call_attention(endpoint);
     }
-    endpoint.lone.end()
+    endpoint.lone.end(slot, segment, took)
 }
 
 /// What a sleep ended with.

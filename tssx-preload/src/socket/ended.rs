@@ -30,7 +30,7 @@ pub(super) fn concerns(call: &Call<'_, '_>, segment: &Segment, seen: u64) -> boo
 pub(super) fn follow(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment) -> Step {
     if call.peeks() {
         // Doorbells are told from what follows by their number, which is final now.
-        while doorbell::take_doorbells(call.fd, rx.slot, segment, doorbell::ALL) > 0 {}
+        doorbell::take_queued(call.fd, rx.slot, segment);
     } else if !switchover::try_resume(call.fd, rx.slot, segment) {
         return Step::Again;
     }

@@ -109,13 +109,21 @@ fn lock_on_kernel(fd: c_int, reason: Reason, waits: bool) -> Result<Option<Locke
 /// The peer wrote something impossible. The connection is reset: both directions of the kernel socket are shut down, so that the
 /// program gets errors and end of file instead of waiting for ever.
 pub(crate) fn mark_corrupt(fd: c_int, slot: &Slot) {
-    if slot.reason.swap(Reason::Corrupt as u32, Relaxed) != Reason::Corrupt as u32 {
-        if let Some(entry) = crate::init::ledger().and_then(|ledger| ledger.path_entry(slot.path.load(Relaxed) as usize))
-            && let Some(counter) = entry.reasons.get(Reason::Corrupt as usize)
-        {
-            counter.fetch_add(1, Relaxed);
-        }
-        super::options::shut_down_kernel(fd);
+    let fresh = count_corrupt(slot);
+    super::options::shut_down_kernel(fd);
+    if fresh {
         log::say(fd, slot, Event::Corrupt);
     }
+}
+
+/// Notes that the peer wrote something impossible. False if that was known.
+pub(super) fn count_corrupt(slot: &Slot) -> bool {
+    let fresh = slot.reason.swap(Reason::Corrupt as u32, Relaxed) != Reason::Corrupt as u32;
+    if fresh
+        && let Some(entry) = crate::init::ledger().and_then(|ledger| ledger.path_entry(slot.path.load(Relaxed) as usize))
+        && let Some(counter) = entry.reasons.get(Reason::Corrupt as usize)
+    {
+        counter.fetch_add(1, Relaxed);
+    }
+    fresh
 }

@@ -26,8 +26,8 @@ use crate::endpoint::{Endpoint, Locked};
 use crate::errno::Result;
 use crate::next;
 
-/// In the place of a byte, as long as none has come. Doorbells are zero; a byte of the program's that looks like this is not counted here, which
-/// nothing depends on behind a ring's end.
+/// In the place of a byte, as long as none has come. Doorbells are zero; a byte of the program's that looks like this is known by the system
+/// call's result alone, see [`LoneSleep::end`].
 const NOTHING: u8 = 0xaa;
 
 /// Nobody sleeps alone.
@@ -83,9 +83,18 @@ impl LoneSleep {
         (byte != NOTHING).then_some(byte)
     }
 
-    /// Under the receiving lock: the sleep is over. The byte that it has taken, if that is the program's.
-    pub(super) fn end(&self) -> Option<u8> {
-        let byte = if self.state.load(Relaxed) == PROGRAMS { self.byte() } else { None };
+    /// Under the receiving lock: the sleep is over. The byte that it has taken, if that is the program's. `took`: the system call said that it has
+    /// taken one. If nobody has found it in its place, it is the one that looks like none.
+    pub(super) fn end(&self, slot: &Slot, segment: &Segment, took: bool) -> Option<u8> {
+        let byte = match self.state.load(Relaxed) {
+            PROGRAMS => self.byte(),
+            ASLEEP if took && doorbell::took_programs(slot, segment) => Some(NOTHING),
+            ASLEEP if took => {
+                doorbell::count_taken(slot, segment, NOTHING, slot.doorbell_rx_bytes.load(Relaxed));
+                None
+            }
+            _ => None,
+        };
         self.reset();
         byte
     }
@@ -97,7 +106,8 @@ impl LoneSleep {
         let before = slot.doorbell_rx_bytes.load(Relaxed);
         let Some(byte) = self.byte().filter(|_| self.state.load(Relaxed) == ASLEEP) else { return };
         if doorbell::took_programs(slot, segment) {
-            self.state.store(PROGRAMS, Relaxed);
+            // Not if a handler has counted it since we looked, and has then read up to behind the ring's end: it was a doorbell.
+            let _ = self.state.compare_exchange(ASLEEP, PROGRAMS, Relaxed, Relaxed);
             return;
         }
         let after = match self.counted.load(Relaxed) {

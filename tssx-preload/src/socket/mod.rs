@@ -22,6 +22,7 @@ pub(crate) mod gathering;
 pub(crate) mod lone;
 pub(crate) mod mailboxes;
 pub(crate) mod options;
+mod patience;
 pub(crate) mod recall;
 pub(crate) mod receive;
 pub(crate) mod reset;

@@ -96,6 +96,12 @@ pub(crate) fn shut_down_kernel(fd: c_int) {
     unsafe { next::shutdown(fd, libc::SHUT_RDWR) };
 }
 
+/// The kernel's socket sends no more.
+pub(super) fn shut_down_sending(fd: c_int) {
+    // SAFETY: no pointers.
+    unsafe { next::shutdown(fd, libc::SHUT_WR) };
+}
+
 /// Whether getsockopt has an answer of ours: SO_SNDBUF, which we changed, and SO_ERROR, which a ring knows better.
 pub(crate) fn getsockopt(fd: c_int, option: c_int) -> Option<c_int> {
     let tx = lock_stream(fd, Way::Tx)?;

@@ -60,7 +60,7 @@ fn leave_nothing_of_ours(fd: c_int) {
     if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING)
         && let Some(segment) = rx.segment
     {
-        while doorbell::take_doorbells(fd, rx.slot, &segment, doorbell::ALL) > 0 {}
+        doorbell::take_queued(fd, rx.slot, &segment);
         reset::clear_false(fd, rx.slot, &segment);
     }
 }
@@ -177,6 +177,7 @@ pub(super) fn wait_for_answer(call: &mut Call<'_, '_>, rx: Locked, segment: &Seg
     drop(rx);
     // SAFETY: no descriptors, so no pointers.
     let waited = guarded(&|| endpoint.unpin(), || errno::from_int(unsafe { next::poll(core::ptr::null_mut(), 0, 1) }));
+    call.patience.slept();
     match waited {
         Ok(_) => Step::Again,
         Err(errno) => call.finish(Err(errno)),

@@ -18,6 +18,7 @@ use tssx_core::segment::Segment;
 use tssx_core::{doorbell, switchover, sys};
 
 use super::abandon::{guarded, test_cancel};
+use super::patience::{self, Patience};
 use super::{alive, ancillary, crossing, empty, ended, establish, fallback, gathering, recall, reset};
 use crate::endpoint::{Endpoint, Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
@@ -55,6 +56,7 @@ pub(super) struct Call<'a, 'p> {
     /// Room for name and control messages in the program's header, bytes, before the kernel wrote there.
     pub(super) room: (libc::socklen_t, usize),
     nonblocking: Option<bool>,
+    pub(super) patience: Patience,
 }
 
 /// What a step led to.
@@ -89,6 +91,7 @@ impl<'a, 'p> Call<'a, 'p> {
             least: None,
             room,
             nonblocking: None,
+            patience: Patience::default(),
         }
     }
 
@@ -105,6 +108,7 @@ impl<'a, 'p> Call<'a, 'p> {
 
     /// After a wait: if the descriptor was closed meanwhile, the call goes on with another one of the file that it began with.
     pub(super) fn follow(&mut self) {
+        self.patience.slept();
         if let Some(pin) = &self.pin {
             self.fd = pin.endpoint().descriptor(self.fd);
         }
@@ -187,7 +191,11 @@ pub(crate) fn receive(
             _ => Step::Kernel(rx),
         };
         let result = match step {
-            Step::Again => continue,
+            Step::Again if call.patience.allows(call.got) => continue,
+            Step::Again => {
+                patience::end(call.fd);
+                return if call.got > 0 { Ok(call.got) } else { Err(Errno(libc::ECONNRESET)) };
+            }
             Step::Return(result) => result,
             // Only a call that has not waited yet: what held when it began is still to be seen.
             Step::Kernel(rx) if call.got == 0 && call.pin.is_none() => return through_kernel(&mut call, rx, &plain),

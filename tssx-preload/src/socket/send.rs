@@ -12,10 +12,11 @@ use tssx_core::packets::Packets;
 use tssx_core::reason::Reason;
 use tssx_core::ring::producer::Producer;
 use tssx_core::segment::Segment;
-use tssx_core::{clock, doorbell, in_flight, switchover, sys};
+use tssx_core::{clock, doorbell, in_flight, switchover, whereabouts};
 
 use super::abandon::{guarded, test_cancel};
 use super::alive::Belief;
+use super::patience::{self, Patience};
 use super::{alive, copying, establish, fallback, recall, reset, wait};
 use crate::endpoint::{Locked, Pin, Way, lock_stream};
 use crate::errno::{self, Errno, Result};
@@ -72,6 +73,7 @@ struct Call<'a, 'p> {
     waited: bool,
     /// O_NONBLOCK as it was when the call began holds for all of it.
     blocking: Option<bool>,
+    patience: Patience,
 }
 
 impl Call<'_, '_> {
@@ -89,7 +91,7 @@ impl Call<'_, '_> {
 /// Sends `parts` on the stream at `fd`. `plain` is the program's own call, made where the kernel shall carry (or refuse) it.
 pub(crate) fn send(own: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn() -> isize) -> Result<usize> {
     let mut fd = own;
-    let mut call = Call { parts, flags, sent: 0, pin: None, waited: false, blocking: None };
+    let mut call = Call { parts, flags, sent: 0, pin: None, waited: false, blocking: None, patience: Patience::default() };
     test_cancel();
     loop {
         let ours = |tx: &Locked| call.pin.as_ref().is_none_or(|pin| core::ptr::eq(pin.endpoint(), tx.endpoint));
@@ -143,6 +145,10 @@ pub(crate) fn send(own: c_int, parts: &Parts<'_>, flags: c_int, plain: impl Fn()
         if let Some(result) = into_ring(fd, tx, &segment, &mut call) {
             return result;
         }
+        if !call.patience.allows(call.sent) {
+            patience::end(fd);
+            return call.partly(Err(Errno(libc::ECONNRESET)));
+        }
     }
 }
 
@@ -181,7 +187,7 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
             }
             // About to go, or not gone at all.
             alive::seen(endpoint);
-            sys::yield_now();
+            call.patience.awaits_leaver(fd);
             None
         }
         Attempt::Full => {
@@ -195,7 +201,12 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
                 drop(tx);
                 return refused(fd, call.flags).err().map(Err);
             }
-            let errno = wait_for_room(fd, tx, segment, blocking, call.sent > 0).err()?;
+            let slept = slot.sleeps.load(Relaxed);
+            let waited = wait_for_room(fd, tx, segment, blocking, call.sent > 0);
+            if slot.sleeps.load(Relaxed) != slept {
+                call.patience.slept();
+            }
+            let errno = waited.err()?;
             let gone = matches!(errno, Errno(libc::EPIPE | libc::ECONNRESET));
             if gone && call.sent == 0 {
                 return Some(Err(broken(fd, slot, segment, errno)));
@@ -363,7 +374,7 @@ fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partl
     let (slot, endpoint) = (tx.slot, tx.endpoint);
     if blocking {
         drop(tx);
-        if endpoint.spin.spin(|| has_room(slot, segment)) {
+        if endpoint.spin.spin_for_peer(whereabouts::peer_is_here(segment), || has_room(slot, segment)) {
             slot.spin_hits.fetch_add(1, Relaxed);
             return Ok(());
         }

@@ -1,89 +1,136 @@
 //! Waiting for the peer: spin while it pays, then sleep in the kernel.
 //!
-//! How long spinning pays is learned per connection: a spin that finds what it waited for restores the full budget, one that
-//! does not halves it, down to none; after that a full spin is tried now and then, in case the peer has become fast.
-//! Two programs that share one CPU thus stop spinning after a few messages, and a connection that is idle most of the
-//! time spends microseconds, not milliseconds. With one usable CPU nobody ever spins.
+//! Whether spinning pays is learned per connection, as an account: a spin that finds what it waited for has saved two system calls and a wake-up, one
+//! that does not has cost its time. While the balance allows, every wait spins; afterwards one is tried now and then, in case the peer has
+//! become fast. Where more threads want to run than there are CPUs most spins find nothing, and it is still worth it: two ends that happen to run at
+//! once go on for a whole slice without the kernel, which is a thousand round trips. Where the peer was last seen on our own CPU
+//! (tssx-core's whereabouts.rs) it cannot run while we spin, so that is hardly ever tried. With one usable CPU nobody ever spins.
 //!
 //! The reader of a stream that goes one way rests before it looks ([`super::gathering`]).
 
 #![allow(unsafe_code, reason = "calls libc's own blocking functions")]
 
 use core::ffi::c_int;
-use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicI32, AtomicU32};
 
 use tssx_core::{clock, sys};
 
 use crate::errno::{self, Errno, Result};
 use crate::{init, next};
 
-/// Waits without a spin before one is tried again.
-const SKIPS: u32 = 256;
-/// Halvings after which no spin is made.
-const HALVINGS_MAX: u32 = 5;
+/// What a spin that finds something saves, microseconds: two system calls and a wake-up.
+const GAIN_US: i32 = 4;
+/// What may be lost by spins in vain before they stop: so many full spins more than all finds have saved, and so many at most.
+const LOSSES: i32 = 4;
+const SAVED_MAX: i32 = 256;
+/// Waits without a spin before one is tried again, and after one that was in vain too. Two ends on one CPU wait longer: chances are that it is as
+/// it was.
+const SKIPS: [u32; 2] = [256, 512];
+const SKIPS_HERE: u32 = 4096;
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 32;
 
-/// What a connection has learned. Zero is the start: the full budget.
+/// What a connection has learned. Zero is the start.
 #[derive(Debug, Default)]
 pub(crate) struct SpinBudget {
-    /// Spins in vain in a row: the budget is the full one halved that often.
-    halvings: AtomicU32,
+    /// What spins in vain have cost more than the others have saved, microseconds.
+    lost: AtomicI32,
+    /// Spins in vain in a row, as far as that matters: 2 after a single one that was tried for a change.
+    vain: AtomicU32,
+    /// 1 when a spin has found something although the peer was last seen on our CPU: what was seen is old.
+    moved: AtomicU32,
     /// Waits that were not spun.
     skipped: AtomicU32,
 }
 
 impl SpinBudget {
     pub(crate) const fn new() -> Self {
-        Self { halvings: AtomicU32::new(0), skipped: AtomicU32::new(0) }
+        Self { lost: AtomicI32::new(0), vain: AtomicU32::new(0), moved: AtomicU32::new(0), skipped: AtomicU32::new(0) }
     }
 
     pub(crate) fn reset(&self) {
-        self.halvings.store(0, Relaxed);
+        self.lost.store(0, Relaxed);
+        self.vain.store(0, Relaxed);
+        self.moved.store(0, Relaxed);
         self.skipped.store(0, Relaxed);
     }
 
     /// Whether the last spin has found what it waited for: then the peer runs, on another CPU.
     pub(super) fn pays(&self) -> bool {
-        self.halvings.load(Relaxed) == 0 && init::spin_us() > 0
+        self.vain.load(Relaxed) == 0 && init::spin_us() > 0
     }
 
     /// Spins until `ready` says so. False when the budget is used up, at once if there is none.
     pub(crate) fn spin(&self, ready: impl FnMut() -> bool) -> bool {
-        self.spin_for(0, ready)
+        self.spin_for(0, false, ready)
+    }
+
+    /// The same, for a wait for one peer: `here` if it was last seen on our own CPU.
+    pub(crate) fn spin_for_peer(&self, here: bool, ready: impl FnMut() -> bool) -> bool {
+        self.spin_for(0, here, ready)
     }
 
     /// The same, with a full budget of at least so many microseconds: for a caller for whom a sleep costs as much.
-    pub(crate) fn spin_for(&self, least_us: u64, mut ready: impl FnMut() -> bool) -> bool {
+    pub(crate) fn spin_at_least(&self, least_us: u64, ready: impl FnMut() -> bool) -> bool {
+        self.spin_for(least_us, false, ready)
+    }
+
+    fn spin_for(&self, least_us: u64, here: bool, mut ready: impl FnMut() -> bool) -> bool {
         let most = init::spin_us();
-        let halvings = self.halvings.load(Relaxed);
         if most == 0 {
             return false;
         }
         let most = most.max(least_us.min(init::SPIN_US_BOUND));
-        let mut budget = most.saturating_mul(clock::ticks_per_us()) >> halvings.min(HALVINGS_MAX);
-        if halvings >= HALVINGS_MAX {
-            if self.skipped.fetch_add(1, Relaxed) + 1 < SKIPS {
-                return false;
-            }
-            self.skipped.store(0, Relaxed);
-            budget = most.saturating_mul(clock::ticks_per_us());
+        let full = i32::try_from(most).unwrap_or(i32::MAX / SAVED_MAX);
+        let lost = self.lost.load(Relaxed);
+        let here = here && self.moved.load(Relaxed) == 0;
+        let gave_up = here || lost >= full.saturating_mul(LOSSES);
+        if gave_up && self.skips(here) {
+            return false;
         }
+        let budget = most.saturating_mul(clock::ticks_per_us());
         let start = clock::ticks();
         loop {
             for _ in 0..LOOKS {
                 if ready() {
-                    self.halvings.store(0, Relaxed);
+                    self.found(lost, full, gave_up, here);
                     return true;
                 }
                 core::hint::spin_loop();
             }
             if clock::ticks().wrapping_sub(start) > budget {
-                self.halvings.store((halvings + 1).min(HALVINGS_MAX), Relaxed);
+                self.lost.store(lost.saturating_add(full), Relaxed);
+                self.vain.store(if gave_up { 2 } else { 1 }, Relaxed);
+                self.moved.store(0, Relaxed);
                 return false;
             }
         }
+    }
+
+    /// A spin has found something. After many waits without, that is a new start.
+    fn found(&self, lost: i32, full: i32, gave_up: bool, here: bool) {
+        let lost = if gave_up { lost.min(0) } else { lost };
+        self.lost.store((lost - GAIN_US).max(-full.saturating_mul(SAVED_MAX)), Relaxed);
+        self.vain.store(0, Relaxed);
+        if here {
+            self.moved.store(1, Relaxed);
+        }
+    }
+
+    /// Whether this wait is one without a spin, where spins have been given up.
+    fn skips(&self, here: bool) -> bool {
+        let [first, later] = SKIPS;
+        let skips = match self.vain.load(Relaxed) {
+            _ if here => SKIPS_HERE,
+            0 | 1 => first,
+            _ => later,
+        };
+        if self.skipped.fetch_add(1, Relaxed) + 1 < skips {
+            return true;
+        }
+        self.skipped.store(0, Relaxed);
+        false
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, Format, exit};
 use crate::commands::follow::Follower;
-use crate::evidence::Evidence;
+use crate::evidence::Index;
+use crate::hit_rate::reasons;
 use crate::join::{Connection, End, Flow, Place, Service, ServiceKey, describe, make_absolute, received, sent, services};
 use crate::names::SocketName;
 use crate::output::{note, result};
@@ -76,13 +77,17 @@ pub(crate) fn record(seen: &Observation, max_sockets: u32, pairs: bool) -> Recor
     let mut recording = Recording::new(window_ms, seen.losses, max_sockets);
     let head = &mut recording.head;
     head.interrupted = seen.interrupted;
+    head.closer_ms = seen.closer.lasted.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     head.cost = seen.cost;
     head.mode = seen.mode.name().into();
     head.mode_limits = seen.mode.limits().iter().copied().map(String::from).collect();
     head.refused_modes.clone_from(&seen.refusals);
+    head.library = seen.processes.library().map(|path| path.to_string_lossy().into_owned());
     head.closed_namespaces = seen.inventory.closed_namespaces();
+    let evidence = Index::new(seen);
     for (key, service) in services(seen) {
         let mut record = record_service(seen, key, &service);
+        record.evidence = evidence.of(&service);
         for connection in &service.connections {
             let pair = PairRecord::new(&seen.inventory, seen.mode.measures_traffic(), connection);
             recording.head.conservation.add(&pair);
@@ -93,6 +98,10 @@ pub(crate) fn record(seen: &Observation, max_sockets: u32, pairs: bool) -> Recor
         let list = if record.name.is_some() { &mut recording.services } else { &mut recording.unnamed };
         list.push(record);
     }
+    let all = recording.services.iter().chain(&recording.unnamed);
+    let pids: BTreeSet<u32> =
+        all.flat_map(|record| record.servers.iter().chain(&record.clients)).map(|process| process.pid).collect();
+    recording.programs = pids.into_iter().filter_map(|pid| seen.processes.program(pid).cloned()).collect();
     recording.services.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
     recording
 }
@@ -111,6 +120,10 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         servers.extend(&connection.server.pids);
         clients.extend(&connection.client.pids);
     }
+    let callers = |end: fn(&Connection) -> &End| {
+        let callers: BTreeSet<u32> = service.connections.iter().flat_map(|connection| end(connection).callers.clone()).collect();
+        callers.into_iter().collect()
+    };
     let count = |test: fn(&Connection) -> bool| service.connections.iter().filter(|c| test(c)).count() as u64;
     let selected = count(Connection::is_selected);
     let display = name.as_ref().map_or_else(|| String::from("(unnamed)"), SocketName::to_string);
@@ -123,10 +136,13 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         kind,
         servers: describe(seen, &servers),
         clients: describe(seen, &clients),
+        server_callers: callers(|connection| &connection.server),
+        client_callers: callers(|connection| &connection.client),
         connections: service.connections.len() as u64,
         waiting: service.waiting,
         selected,
         accelerated: count(Connection::is_accelerated),
+        reasons: reasons(&service.connections),
         calls: known(seen, total.calls()),
         bytes: known(seen, total.bytes()),
         ring_calls: (selected > 0).then_some(total.ring_calls),
@@ -134,7 +150,7 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         queued_bytes: queued(seen, service),
         client_to_server: known_flow(seen, to_server),
         server_to_client: known_flow(seen, to_client),
-        evidence: Evidence::of(seen, service),
+        evidence: None,
         pairs: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod discover;
 pub(crate) mod doctor;
+pub(crate) mod explain;
 mod follow;
 pub(crate) mod manual;
 pub(crate) mod run;

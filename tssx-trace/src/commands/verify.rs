@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 use serde::Serialize;
 
+use crate::advice::{Finding, judge};
 use crate::calibration::Calibration;
 use crate::cli::{VerifyArgs, exit};
 use crate::commands::discover::record;
@@ -15,7 +16,7 @@ use crate::hit_rate::{SocketReport, is_same, sockets};
 use crate::losses::Losses;
 use crate::names::SocketName;
 use crate::output::{note, plural, result, short, table};
-use crate::recording::{Recording, summary};
+use crate::recording::{Recording, ServiceRecord, summary};
 use crate::watch::{Observation, watch};
 
 /// What `--json` prints.
@@ -45,20 +46,29 @@ const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where the machine lacks what tracing needs.
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
-    gain_arguments(args)?;
+    let predicted_by = gain_arguments(args)?;
     let seen = watch(args.window.window(LEDGER_PERIOD, true))?;
-    let mut reports = sockets(&seen, &args.sockets);
+    let mut reports = sockets(&seen, &args.sockets, &args.expect);
+    let recording = record(&seen, args.window.max_sockets, false);
+    reports.iter_mut().for_each(|report| report.obstacles = obstacles(&recording, &report.name));
     if !args.connections {
         reports.iter_mut().for_each(|report| report.connections.clear());
     }
-    let gains = gains(&seen, args)?;
+    let gains = predicted_by.map(|(calibration, before)| gains(&calibration, &before, &recording, args)).unwrap_or_default();
     let text = if args.window.json { json(&seen, args, &reports, &gains)? } else { render(&seen, &reports) };
     result(&text)?;
     if !args.window.json {
         result(&gains.iter().map(Comparison::text).collect::<String>())?;
     }
     seen.losses.tell(args.window.max_sockets);
-    Ok(judge(args, &reports, seen.losses.any()))
+    Ok(status(args, &reports, seen.losses.any()))
+}
+
+/// What keeps the library out of the programs at the ends of this socket, wholly or of some.
+fn obstacles(recording: &Recording, name: &SocketName) -> Vec<Finding> {
+    let is_it = |service: &&ServiceRecord| service.absolute.as_ref().or(service.name.as_ref()) == Some(name);
+    let findings = recording.services.iter().filter(is_it).flat_map(|service| judge(recording, service, 0.0).findings);
+    findings.filter(|finding| !finding.processes.is_empty()).collect()
 }
 
 /// Before anything is watched: whatever is to be compared must be there.
@@ -73,17 +83,21 @@ fn gain_arguments(args: &VerifyArgs) -> anyhow::Result<Option<(Calibration, Reco
 }
 
 /// What was predicted, and what came of it.
-fn gains(seen: &Observation, args: &VerifyArgs) -> anyhow::Result<Vec<Comparison>> {
-    let Some((calibration, before)) = gain_arguments(args)? else { return Ok(Vec::new()) };
-    let mut gains = compare(&calibration, &before, &record(seen, args.window.max_sockets, false));
+fn gains(calibration: &Calibration, before: &Recording, now: &Recording, args: &VerifyArgs) -> Vec<Comparison> {
+    let mut gains = compare(calibration, before, now);
     let wanted =
         |gain: &Comparison| args.sockets.is_empty() || args.sockets.iter().any(|socket| socket.to_string() == gain.display);
     gains.retain(wanted);
-    Ok(gains)
+    gains
 }
 
 /// The exit status, with the sentence that explains it.
-fn judge(args: &VerifyArgs, reports: &[SocketReport], lost: bool) -> u8 {
+fn status(args: &VerifyArgs, reports: &[SocketReport], lost: bool) -> u8 {
+    let is_accelerated = |name: &&SocketName| reports.iter().any(|report| report.accelerated > 0 && is_same(name, &report.name));
+    let plain: Vec<_> = args.expect.iter().filter(|name| !is_accelerated(name)).collect();
+    for name in &plain {
+        note(&format!("{name}: no connection was accelerated within the window (`tssx-trace explain {name}` tells why)"));
+    }
     let mut below = false;
     for report in reports {
         if let (Some(minimum), Some(rate)) = (args.min_hit_rate, report.hit_rate)
@@ -103,10 +117,11 @@ fn judge(args: &VerifyArgs, reports: &[SocketReport], lost: bool) -> u8 {
         );
     }
     let nothing = !silent.is_empty() || (args.min_hit_rate.is_some() && reports.iter().all(|report| report.hit_rate.is_none()));
-    match (below, lost, nothing) {
-        (true, _, _) => exit::BELOW_MINIMUM,
-        (_, true, _) => exit::LOST,
-        (_, _, true) => exit::NOTHING,
+    match (plain.is_empty(), below, lost, nothing) {
+        (false, ..) => exit::UNEXPECTED,
+        (_, true, _, _) => exit::BELOW_MINIMUM,
+        (_, _, true, _) => exit::LOST,
+        (_, _, _, true) => exit::NOTHING,
         _ => 0,
     }
 }
@@ -195,7 +210,25 @@ fn explain(text: &mut String, report: &SocketReport) {
     }
     for count in &report.reasons {
         let connections = plural(count.connections, "connection");
-        let _ = writeln!(text, "{}: {connections}, {} end: {}: {}", report.display, count.end, count.reason, count.explanation);
+        let _ =
+            writeln!(text, "{}: {connections}, {} end: {}: {}", report.display, count.end.name(), count.reason, count.explanation);
+    }
+    for finding in &report.obstacles {
+        let _ = writeln!(text, "{}: {}; remedy: {}", report.display, finding.sentence(), finding.remedy);
+    }
+    for bypass in &report.bypassed {
+        let who = summary(&bypass.processes);
+        let connections = plural(bypass.connections, "connection");
+        let (sent, received) = (plural(bypass.sent_bytes, "byte"), bypass.received_bytes);
+        let _ = writeln!(
+            text,
+            "{}: PAST THE LIBRARY: {who} ({} end, {connections}): {sent} sent, {received} received by raw system calls, io_uring, or a descriptor that it was given",
+            report.display,
+            bypass.end.name()
+        );
+    }
+    if report.ring_full > 0 {
+        let _ = writeln!(text, "{}: a ring was full {}", report.display, plural(report.ring_full, "time"));
     }
     if report.not_selected > 0 {
         let connections = plural(report.not_selected, "connection");

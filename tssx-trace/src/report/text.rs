@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::Report;
+use crate::evidence::Evidence;
 use crate::inventory::Kind;
 use crate::output::{plural, short};
 use crate::places::FileState;
@@ -43,6 +44,12 @@ impl Report<'_> {
             screen.table(&HEADER, &NUMERIC, &LONG, rows)
         };
         text.push('\n');
+        for service in streams().filter(|service| all || service.connections > 0) {
+            let obstacles = service.evidence.as_ref().map(Evidence::obstacles).unwrap_or_default();
+            if !obstacles.is_empty() {
+                let _ = writeln!(text, "Stays on the kernel socket in part: {}: {}.", service.display, obstacles.join(", "));
+            }
+        }
         sentence(&mut text, &self.recording.head);
         self.tell_left_out(&mut text, all);
         let losses = &self.recording.head.losses;
@@ -93,6 +100,13 @@ fn sentence(text: &mut String, head: &Head) {
         "{seconds:.1} s{early}, mode {}. CALLS: sends of both ends; BYTES: what they sent; -: not measured.",
         head.mode
     );
+    if let Some(time) = head.closer_ms {
+        let _ = writeln!(
+            text,
+            "Passed descriptors and credentials, splice and wake-ups: in the first {:.1} s only.",
+            time as f64 / 1000.0
+        );
+    }
     for limit in &head.mode_limits {
         let _ = writeln!(text, "Limit of mode {}: {limit}.", head.mode);
     }

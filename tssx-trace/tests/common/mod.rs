@@ -14,6 +14,8 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 /// Longest wait for anything; only a failing test waits that long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -154,6 +156,32 @@ pub(crate) fn exchange(client: &mut Guarded, count: u64, size: usize) {
 pub(crate) fn exchange_with_peeks(client: &mut Guarded, count: u64, size: usize) {
     client.tell(&format!("{count} {size} peek"));
     client.wait_for("done");
+}
+
+/// What `doctor` says of this machine.
+pub(crate) fn doctor() -> Value {
+    let output = Command::new(TRACER).args(["doctor", "--json"]).output().expect("it starts");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(output.status.code(), Some(if report["mode"] == "snapshots" { 5 } else { 0 }), "{report}");
+    report
+}
+
+/// Whether it says that this mode works, with what is right for either answer.
+pub(crate) fn works(report: &Value, mode: &str) -> bool {
+    let capabilities = report["capabilities"].as_array().expect("a list");
+    let name = format!("mode {mode}");
+    let capability = capabilities.iter().find(|capability| capability["name"] == name.as_str()).expect("every mode is listed");
+    let works = capability["tried"]["works"].as_bool().expect("tried");
+    assert_eq!(capability["remedy"].is_null(), works, "{capability}");
+    works
+}
+
+/// The modes with kernel programs that work here: two at least on every kernel that these tests are for.
+pub(crate) fn measuring_modes() -> Vec<&'static str> {
+    let report = doctor();
+    let modes: Vec<_> = ["tp_btf", "fexit", "syscalls"].into_iter().filter(|mode| works(&report, mode)).collect();
+    assert!(modes.len() >= 2 && modes.contains(&"syscalls"), "{report}");
+    modes
 }
 
 /// Starts the tracer with a window that only a signal ends, and waits until it is attached.

@@ -14,8 +14,24 @@ pub(crate) struct Schema {
 pub(crate) type Used = BTreeSet<String>;
 
 impl Schema {
+    /// That of `discover`.
     pub(crate) fn read() -> Self {
-        Self::parse(include_str!("../../schema/discover-2.json"))
+        Self::parse(include_str!("../../schema/discover-3.json"))
+    }
+
+    /// That of `suggest`.
+    pub(crate) fn of_suggest() -> Self {
+        Self::parse(include_str!("../../schema/suggest-1.json"))
+    }
+
+    /// That of `explain`.
+    pub(crate) fn of_explain() -> Self {
+        Self::parse(include_str!("../../schema/explain-1.json"))
+    }
+
+    /// That of `verify`.
+    pub(crate) fn of_verify() -> Self {
+        Self::parse(include_str!("../../schema/verify-1.json"))
     }
 
     /// That of `bench`.

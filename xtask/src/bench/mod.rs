@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: what the library gains and costs, held against the plain kernel socket of the same run.
 //!
 //! Every measurement starts its server and client anew for each round, plain and preloaded in turn. [`scenarios`] is the list of them;
-//! [`own`] runs our workloads, [`servers`] redis and PostgreSQL, [`idle`] the connections on which nothing is said. [`limits`] is what this
-//! machine can do at best. [`report`] makes the table and the file of every round, [`plot`] the picture, [`against`] holds two files
+//! [`own`] runs our workloads, [`servers`] redis and PostgreSQL, [`idle`] the connections on which nothing is said, [`tracer`] what it costs
+//! to be watched. [`limits`] is what this machine can do at best. [`report`] makes the table and the file of every round, [`plot`] the picture, [`against`] holds two files
 //! against each other.
 
 mod against;
@@ -13,6 +13,7 @@ mod plot;
 mod report;
 mod scenarios;
 mod servers;
+mod tracer;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,6 +51,9 @@ pub(crate) struct Options {
     /// The library to measure; built first where it is not given
     #[arg(long)]
     library: Option<PathBuf>,
+    /// The tracer whose cost is measured; built first where it is not given
+    #[arg(long)]
+    tracer: Option<PathBuf>,
     /// Write every round as JSON to this file
     #[arg(long)]
     json: Option<PathBuf>,
@@ -67,6 +71,7 @@ struct Plan {
     milliseconds: u64,
     quick: bool,
     library: PathBuf,
+    tracer: Option<PathBuf>,
 }
 
 impl Plan {
@@ -139,7 +144,7 @@ fn plan(options: &Options) -> Result<Plan> {
     }
     let library = build::library(options.library.as_deref(), false)?.context("not plain, so there is a library")?;
     let (rounds, milliseconds) = if options.quick { (1, 50) } else { (options.rounds, options.milliseconds) };
-    Ok(Plan { rounds, milliseconds, quick: options.quick, library })
+    Ok(Plan { rounds, milliseconds, quick: options.quick, library, tracer: options.tracer.clone() })
 }
 
 impl Scenario {
@@ -148,6 +153,7 @@ impl Scenario {
             Kind::Own(workload) => workload.measure(&self.rows, plan),
             Kind::Redis { clients } => servers::redis(&self.rows, *clients, plan),
             Kind::Pgbench { clients } => servers::pgbench(&self.rows, *clients, plan),
+            Kind::Watched { closer } => tracer::watched(&self.rows, *closer, plan),
             Kind::Idle { connections } => idle::idle(&self.rows, *connections, plan),
         }
     }

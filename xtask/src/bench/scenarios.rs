@@ -4,6 +4,7 @@ use crate::comparison::{Bar, Judged, Row};
 use crate::workload::calls::CALLS;
 
 use super::own::{Cpus, Own};
+use super::tracer::OPERATIONS;
 
 /// What is measured together because one run tells all of it.
 pub(super) struct Scenario {
@@ -23,6 +24,8 @@ pub(super) enum Kind {
     Pgbench { clients: u32 },
     /// By looking at connections on which nothing is said.
     Idle { connections: usize },
+    /// By the tracer, beside operations that it sees and others.
+    Watched { closer: bool },
 }
 
 impl Scenario {
@@ -73,6 +76,7 @@ pub(super) fn all() -> Vec<Scenario> {
         }
     }));
     all.push(idle(10_000));
+    all.extend([false, true].map(watched));
     all
 }
 
@@ -152,6 +156,19 @@ fn idle(connections: usize) -> Scenario {
         ],
         kind: Kind::Idle { connections },
     }
+}
+
+fn watched(closer: bool) -> Scenario {
+    let line = |name: &&str| {
+        let bar = match name {
+            _ if closer || name.contains("connect") => None,
+            _ if name.contains("Unix") => Some((1.05, 1.01)),
+            _ => Some((1.01, 1.01)),
+        };
+        let how = if closer { "looked at closer" } else { "watched" };
+        row(format!("{how} by the tracer: {name}"), "ns", Judged::Cost, bar)
+    };
+    Scenario { rows: OPERATIONS.iter().map(line).collect(), kind: Kind::Watched { closer } }
 }
 
 /// A size as a person says it.

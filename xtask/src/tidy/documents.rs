@@ -9,7 +9,7 @@ use super::source::Functions;
 use super::{Finding, Tree};
 
 /// Everything that may stand at the top level.
-const TOP_LEVEL: [&str; 20] = [
+const TOP_LEVEL: [&str; 21] = [
     ".cargo",
     ".ci",
     ".gitignore",
@@ -21,6 +21,7 @@ const TOP_LEVEL: [&str; 20] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "PROTOCOL.md",
+    "SECURITY.md",
     "README.md",
     "clippy.toml",
     "rust-toolchain.toml",

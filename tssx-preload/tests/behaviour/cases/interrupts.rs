@@ -98,7 +98,7 @@ fn restart_client(role: &Role) {
     let fd = role.open_warm();
     for _ in READS {
         role.meet();
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(40));
         write_all(fd, b"data");
     }
     role.settle(fd);

@@ -31,7 +31,7 @@ enum Expected {
 }
 
 /// What is missing, and the remedy.
-const TOO_OLD: Expected = Expected::Refused(&["kernel 6.1.", "sk_data_ready", "Linux 6.3"]);
+const TOO_OLD: Expected = Expected::Refused(&["kernel 6.1.", "sock_send_length", "Linux 6.3"]);
 /// The end of a function is seen only if its beginning was: not that of the receive in which the server waits for its first request.
 const FUNCTIONS: Expected = Expected::Exact { unseen: 1 };
 /// What every mode does on this kernel, by its name on the command line.
@@ -59,7 +59,7 @@ pub(super) fn tests() -> Vec<Test> {
             return vec![Test::new("tracer::modes", move || bail!("{text}"))];
         }
     };
-    let mut tests = Vec::new();
+    let mut tests = vec![Test::new("tracer::doctor", doctor)];
     for (name, expected) in modes {
         let arguments = ["--mode", name];
         tests.push(Test::new(format!("tracer::discover::{name}"), move || discover(arguments, expected)));
@@ -80,6 +80,27 @@ fn modes() -> Result<[(&'static str, Expected); 5]> {
         missing.join(", ")
     );
     Ok(MODES)
+}
+
+/// `doctor` tries each mode, chooses as `auto` does, and has a remedy for what does not work.
+fn doctor() -> Result<()> {
+    let output = run::capture(Command::new(TRACE).args(["doctor", "--json"]), PATIENCE)?;
+    ensure!(output.status.code() == Some(0), "{} instead of exit code 0: {}", output.status, output.stderr);
+    let report: Value = serde_json::from_str(&output.stdout)?;
+    ensure!(report["mode"] == "fexit", "the best mode here is fexit: {report}");
+    for (name, expected) in MODES.into_iter().filter(|(name, _)| *name != "auto") {
+        let wanted = format!("mode {name}");
+        let capability = report["capabilities"].as_array().into_iter().flatten().find(|one| one["name"] == wanted.as_str());
+        let capability = capability.with_context(|| format!("no {wanted} in {report}"))?;
+        let works = !matches!(expected, Expected::Refused(_));
+        ensure!(capability["tried"]["works"] == works && capability["predicted"]["works"] == works, "{name}: {capability}");
+        ensure!(capability["remedy"].is_null() == works, "{name}: {capability}");
+        if let Expected::Refused(words) = expected {
+            let detail = capability["tried"]["detail"].as_str().context("the reason")?;
+            ensure!(words.iter().all(|word| detail.contains(word)), "{detail}");
+        }
+    }
+    Ok(())
 }
 
 /// `discover` beside an exchange on a connection that was there before.
