@@ -59,6 +59,7 @@ pub(super) fn wait_for_bytes(call: &mut Call<'_, '_>, rx: Locked, segment: &Segm
     let Some(rx) = lock_stream(call.fd, Way::Rx).filter(|rx| core::ptr::eq(rx.endpoint, endpoint)) else {
         return Step::Again;
     };
+    call.patience.falls_asleep();
     sleep(call, rx, segment, endpoint)
 }
 
@@ -167,8 +168,10 @@ enum Waited {
 fn block(call: &Call<'_, '_>, slot: &Slot, lone: Option<&LoneSleep>) -> Result<Waited> {
     // The kernel returns what a call has when a signal comes, whatever SA_RESTART says; and so does poll(2). Nor does poll care about
     // O_NONBLOCK, which another thread has set since the call began to wait.
-    if call.got > 0 || slot.nonblocking.load(Relaxed) != 0 {
-        return wait::for_event(call.fd, libc::POLLIN).map(|open| if open { Waited::Event } else { Waited::Closed });
+    // And its time-out can be what is left of the call's.
+    if call.got > 0 || slot.nonblocking.load(Relaxed) != 0 || (call.patience.again && wait::is_limited(call.fd)) {
+        return wait::for_event(call.fd, libc::POLLIN, call.patience.since)
+            .map(|open| if open { Waited::Event } else { Waited::Closed });
     }
     let waited = lone.map_or_else(|| wait::look_for_one(call.fd), |lone| lone.block(call.fd));
     waited.map(|count| if count == 0 { Waited::End } else { Waited::Something })

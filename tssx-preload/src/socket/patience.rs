@@ -7,7 +7,7 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 
 use tssx_core::ledger::layout::MODE_FINAL;
-use tssx_core::sys;
+use tssx_core::{clock, sys};
 
 use super::{fallback, options};
 use crate::endpoint::{Way, lock_stream};
@@ -28,6 +28,10 @@ pub(super) struct Patience {
     moved: usize,
     /// Looks at a peer that says it is gone.
     gone: u32,
+    /// When the call has gone to sleep first, in ticks; 0 as long as it has not.
+    pub(super) since: u64,
+    /// Whether it sleeps not for the first time.
+    pub(super) again: bool,
 }
 
 impl Patience {
@@ -39,6 +43,14 @@ impl Patience {
         }
         self.looks += 1;
         self.looks <= LOOKS_MAX
+    }
+
+    /// Before a sleep. A time-out is for all of a call's together.
+    pub(super) fn falls_asleep(&mut self) {
+        self.again = self.since != 0;
+        if !self.again {
+            self.since = clock::ticks();
+        }
     }
 
     /// The call has slept: whoever has woken it has done as much.

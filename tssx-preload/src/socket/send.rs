@@ -403,7 +403,7 @@ fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Res
     let result = send_doorbell(fd, tx, segment, partly);
     if result == Err(Errno::AGAIN) && slot.nonblocking.load(Relaxed) != 0 && !restarts {
         // It was set before the sleep, and does not concern this call. poll does not care.
-        return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT).map(drop));
+        return guarded(&|| endpoint.unpin(), || wait::for_event(fd, libc::POLLOUT, 0).map(drop));
     }
     result
 }

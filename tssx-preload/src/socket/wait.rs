@@ -192,16 +192,29 @@ pub(crate) fn send_nothing(fd: c_int, flags: c_int) -> isize {
     unsafe { next::send(fd, (&raw const nothing).cast(), 0, flags & libc::MSG_NOSIGNAL) }
 }
 
+/// Whether receives on this socket have a time-out (SO_RCVTIMEO).
+pub(super) fn is_limited(fd: c_int) -> bool {
+    sys::getsockopt::<libc::timeval>(fd, libc::SO_RCVTIMEO).is_ok_and(|limit| limit.tv_sec != 0 || limit.tv_usec != 0)
+}
+
+/// What is left of a time-out that began at `since`, in ticks; all of it if that is 0. The kernel's is for a whole call, however often that is woken.
+fn left(limit: libc::timeval, since: u64) -> libc::timespec {
+    let limit_us = u64::try_from(limit.tv_sec).unwrap_or(0).saturating_mul(1_000_000).saturating_add(limit.tv_usec.cast_unsigned());
+    let elapsed_us = if since == 0 { 0 } else { clock::ticks().saturating_sub(since) / clock::ticks_per_us() };
+    let left_us = limit_us.saturating_sub(elapsed_us).cast_signed();
+    libc::timespec { tv_sec: left_us / 1_000_000, tv_nsec: left_us % 1_000_000 * 1000 }
+}
+
 /// Waits in libc's `poll` for an event of one descriptor, or its end, as long as the socket's own time-out (SO_RCVTIMEO for
-/// input, SO_SNDTIMEO for output) allows. Unlike a blocking receive or send it ends with every signal. False if the descriptor was closed
+/// input, SO_SNDTIMEO for output) allows, which began at `since`. Unlike a blocking receive or send it ends with every signal. False if the descriptor was closed
 /// meanwhile: then the kernel does not say whether an event or a signal has ended the wait.
 ///
 /// # Errors
 /// EINTR; EAGAIN after the time-out.
-pub(crate) fn for_event(fd: c_int, events: i16) -> Result<bool> {
+pub(crate) fn for_event(fd: c_int, events: i16, since: u64) -> Result<bool> {
     let option = if events & libc::POLLOUT != 0 { libc::SO_SNDTIMEO } else { libc::SO_RCVTIMEO };
     let limit = sys::getsockopt::<libc::timeval>(fd, option).ok().filter(|limit| limit.tv_sec != 0 || limit.tv_usec != 0);
-    let limit = limit.map(|limit| libc::timespec { tv_sec: limit.tv_sec, tv_nsec: limit.tv_usec * 1000 });
+    let limit = limit.map(|limit| left(limit, since));
     let mut entry = libc::pollfd { fd, events, revents: 0 };
     let time = limit.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
     // SAFETY: one live entry, a live or no time, and no signal mask.

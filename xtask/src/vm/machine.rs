@@ -56,7 +56,9 @@ pub(super) fn boot(kernel: &Kernel, image: &Path, log: &Path) -> Result<Story> {
     let mut command =
         Command::new(paths::find_program(QEMU).with_context(|| format!("{QEMU} is missing: run `cargo xtask setup`"))?);
     // Emulated, not virtualised: works on every machine, and the same on each.
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", CPUS, "-m", MEMORY]);
+    // One thread for both CPUs: with one each, a CPU may go on for ever in a breakpoint that the other has put into the kernel's code and taken away
+    // again, as the kernel does whenever tracing begins.
+    command.args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", CPUS, "-m", MEMORY]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image).args(["-append", KERNEL_ARGUMENTS]);
     println!("$ {}", run::shown(&command));

@@ -20,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
         expect: Expect::Accelerated,
     },
     Case { name: "timeouts-read-back-and-reset", server: reset_server, client: reset_client, expect: Expect::Accelerated },
+    Case { name: "one-timeout-for-the-whole-call", server: whole_server, client: whole_client, expect: Expect::Accelerated },
     Case { name: "tiny-timeouts", server: tiny_server, client: staying_client, expect: Expect::Accelerated },
     Case { name: "receive-low-water-mark", server: mark_server, client: mark_client, expect: Expect::Either },
     Case { name: "peek-offset", server: offset_server, client: offset_client, expect: Expect::Either },
@@ -149,6 +150,29 @@ fn early_client(role: &Role) {
     write_all(fd, b"seven b");
     role.meet();
 }
+
+/// The time-out is for the whole call, not for each byte that wakes it.
+fn whole_server(role: &Role) {
+    let fd = role.open_warm();
+    role.note("set", sys::set_option(fd, libc::SO_RCVTIMEO, &limit(200_000)));
+    role.meet();
+    let part = sys::recv(fd, &mut [0; DRIPS], libc::MSG_WAITALL);
+    role.note("a part", part.is_ok_and(|count| count < DRIPS));
+    role.meet();
+}
+
+fn whole_client(role: &Role) {
+    let fd = role.open_warm();
+    role.meet();
+    for _ in 0..DRIPS {
+        std::thread::sleep(BRIEFLY);
+        write_all(fd, b"x");
+    }
+    role.meet();
+}
+
+/// Bytes that come one by one, together later than the time-out, each sooner.
+const DRIPS: usize = 40;
 
 fn reset_server(role: &Role) {
     let fd = role.open_warm();
