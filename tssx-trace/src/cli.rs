@@ -1,11 +1,16 @@
 //! The command line: what clap reads, and the help texts.
 
+pub(crate) mod exit;
+mod parse;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::parse::{parse_duration, parse_part, parse_rate, parse_ring_bytes};
+use crate::calibration::Calibration;
 use crate::explanation::Subject;
 use crate::filter::{Filter, Sort};
 use crate::mode::{Wanted, parse_wanted};
@@ -14,20 +19,6 @@ use crate::probe::ProbeOptions;
 use crate::recording::DEFAULT_PATH;
 use crate::report::Selection;
 use crate::watch::Window;
-
-/// Exit statuses, as documented in the help text.
-pub(crate) mod exit {
-    /// The command could not do its work.
-    pub(crate) const FAILED: u8 = 1;
-    /// Something was seen but could not be counted: the figures are lower bounds.
-    pub(crate) const LOST: u8 = 3;
-    /// A hit rate is below the minimum asked for.
-    pub(crate) const BELOW_MINIMUM: u8 = 4;
-    /// There was nothing to judge or to suggest.
-    pub(crate) const NOTHING: u8 = 5;
-    /// A socket that was expected to be accelerated is not.
-    pub(crate) const UNEXPECTED: u8 = 6;
-}
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -63,11 +54,88 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show what the tracer can do on this machine, what it lacks, and the remedy
     Doctor(DoctorArgs),
+    /// Measure on this host what rings save, by size of the message, and keep the figures
+    Bench(BenchArgs),
+    /// Print a man page, or write all of them
+    Man(ManArgs),
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
+    /// One of the two processes of a measurement
+    #[command(hide = true)]
+    BenchEnd(BenchEndArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Round trips, by read and by epoll, and streams of messages from 1 byte to 1 MiB, and round trips between which the ends
+compute: each over a plain Unix socket and through the library's rings in turn, in processes of its own, on the first two CPUs. Takes about 20 s and no privilege; what else
+runs meanwhile disturbs it.
+The figures go to $XDG_CACHE_HOME/tssx/calibration.json; without that variable to ~/.cache/tssx/calibration.json, as root to
+/var/cache/tssx/calibration.json. tssx-trace/schema/calibration-1.json describes the file.
+
+Examples:
+  tssx-trace bench
+  tssx-trace bench --rounds 9 --output host.json
+  tssx-trace bench --from host.json
+  tssx-trace bench --json | jq '.points[] | select(.bytes == 64) | .saved_ns.median'
+
+Exit status: 0 done; 1 could not do it, or the library did not accelerate (the message says why).")]
+pub(crate) struct BenchArgs {
+    /// Keep the figures here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print the figures that this file keeps instead of measuring
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "rounds", "time"])]
+    pub(crate) from: Option<PathBuf>,
+    /// How often each measurement is made, plain and with rings in turn
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// Length of one measurement
+    #[arg(long, value_name = "TIME", default_value = "30ms", value_parser = parse_duration)]
+    pub(crate) time: Duration,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tssx-trace man | man -l -
+  tssx-trace man --directory /usr/local/share/man/man1
+
+Exit status: 0 done; 1 could not do it.")]
+pub(crate) struct ManArgs {
+    /// Write one file for the program and one for each subcommand here
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tssx-trace completions bash > /etc/bash_completion.d/tssx-trace
+  tssx-trace completions zsh > ~/.zfunc/_tssx-trace
+
+Exit status: 0 done; 1 could not do it.")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchEndArgs {
+    /// What to do, as JSON
+    pub(crate) task: String,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Every mode is tried for real: its programs are loaded, attached and taken away again.
+
+Examples:
+  sudo tssx-trace doctor
+  sudo tssx-trace doctor --json | jq .
 
 Exit status: 0 traffic can be measured; 5 only snapshots work, or nothing.")]
 pub(crate) struct DoctorArgs {
@@ -167,6 +235,28 @@ pub(crate) struct DiscoverArgs {
     pub(crate) sort: Option<Sort>,
 }
 
+/// Predictions by a calibration.
+#[derive(Debug, Args)]
+pub(crate) struct GainArgs {
+    /// Say what each socket would gain by this host's calibration (see `tssx-trace bench`)
+    #[arg(long)]
+    predict: bool,
+    /// The same by this calibration
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+}
+
+impl GainArgs {
+    /// The calibration that is asked for.
+    ///
+    /// # Errors
+    /// Where there is none, or it cannot be read.
+    pub(crate) fn calibration(&self) -> anyhow::Result<Option<Calibration>> {
+        let wanted = self.predict || self.calibration.is_some();
+        wanted.then(|| Calibration::named_or_of_host(self.calibration.as_deref())).transpose()
+    }
+}
+
 /// How a report is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -202,19 +292,26 @@ impl DiscoverArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each socket gets a verdict, recommended, possible or blocked, with the reasons and the remedies as comments. Only what is
-recommended is selected. The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=:
+recommended is selected. The output is a file of KEY=\"value\" lines that a shell can source and systemd can take as EnvironmentFile=.
+
+Examples:
   tssx-trace suggest > tssx.env
   set -a; . ./tssx.env; set +a; redis-server --unixsocket /run/redis.sock
   tssx-trace suggest --format systemd --unit redis.service > /etc/systemd/system/redis.service.d/tssx.conf
   tssx-trace suggest --format json | jq '.sockets[] | {display, level, codes: [.findings[].code]}'
 
-Needs no privilege. The same recording always gives the same bytes.
+With --predict the comments, and JSON, tell what each socket would gain on this host, from least to most:
+  tssx-trace bench && tssx-trace suggest --predict
+
+Needs no privilege. The same recording, and calibration, always gives the same bytes.
 
 Exit status: 0 something is selected; 1 could not do it; 3 the recording misses too much; 5 nothing to suggest.")]
 pub(crate) struct SuggestArgs {
     /// The recording to read
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub(crate) from: PathBuf,
+    #[command(flatten)]
+    pub(crate) gain: GainArgs,
     /// Leave out sockets with fewer sending calls per second
     #[arg(long, value_name = "RATE", default_value_t = 10.0)]
     pub(crate) min_calls: f64,
@@ -281,6 +378,7 @@ statistics, the rest from the kernel programs, less the library's own doorbell b
 Examples:
   sudo tssx-trace verify --min-hit-rate 99% /run/redis.sock
   sudo tssx-trace verify --duration 30s --json
+  sudo tssx-trace verify --before plain.json --predict /run/redis.sock
   sudo tssx-trace verify --expect /run/redis.sock --min-hit-rate 99% > /dev/null || alert
 
 Exit status, the first that applies: 6 a socket of --expect has no accelerated connection; 4 a hit rate is below the minimum;
@@ -291,6 +389,11 @@ pub(crate) struct VerifyArgs {
     /// Exit with status 4 if a socket's hit rate is lower: 0.99 or 99%
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) min_hit_rate: Option<f64>,
+    /// Print what was predicted from this recording, made before the sockets were accelerated, beside what came of it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) before: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) gain: GainArgs,
     /// Exit with status 6 unless a connection of this socket is accelerated; may be repeated, and leaves no other socket out
     #[arg(long, value_name = "SOCKET")]
     pub(crate) expect: Vec<SocketName>,
@@ -309,7 +412,9 @@ beside tssx-trace, or in the system's library directories; an LD_PRELOAD that is
 
 Examples:
   tssx-trace run --socket /run/redis.sock -- redis-server --unixsocket /run/redis.sock
-  tssx-trace run --env tssx.env -- redis-benchmark -s /run/redis.sock")]
+  tssx-trace run --env tssx.env -- redis-benchmark -s /run/redis.sock
+
+Exit status: that of the command; 1 it could not be started.")]
 pub(crate) struct RunArgs {
     /// A socket to accelerate, as in USE_TSSX: a path, a glob, or @name; may be repeated
     #[arg(long, value_name = "PATTERN")]
@@ -322,45 +427,6 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-/// `500ms`, `5s`, `2m`, or seconds without a unit.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no time: write 500ms, 5s or 2m");
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
-    let factor = match unit {
-        "ms" => 0.001,
-        "s" | "" => 1.0,
-        "m" | "min" => 60.0,
-        _ => return Err(wrong()),
-    };
-    let seconds = number.trim().parse::<f64>().map_err(|_| wrong())? * factor;
-    if !(0.001..=86_400.0).contains(&seconds) {
-        return Err(String::from("the time must be between 1ms and one day"));
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-/// A time as [`parse_duration`] reads it, or 0.
-fn parse_part(text: &str) -> Result<Duration, String> {
-    if text == "0" { Ok(Duration::ZERO) } else { parse_duration(text) }
-}
-
-/// A power of two, and a page at least: what the kernel takes as the size of a ring buffer.
-fn parse_ring_bytes(text: &str) -> Result<u32, String> {
-    let page = u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX);
-    let wrong = || format!("`{text}` is no size of a ring buffer: write a power of two from {page} to {}", 1 << 30);
-    text.parse().ok().filter(|bytes: &u32| bytes.is_power_of_two() && (page..=1 << 30).contains(bytes)).ok_or_else(wrong)
-}
-
-/// `0.99` or `99%`.
-fn parse_rate(text: &str) -> Result<f64, String> {
-    let wrong = || format!("`{text}` is no rate: write 0.99 or 99%");
-    let rate = match text.strip_suffix('%') {
-        Some(percent) => percent.trim().parse::<f64>().map_err(|_| wrong())? / 100.0,
-        None => text.parse::<f64>().map_err(|_| wrong())?,
-    };
-    if (0.0..=1.0).contains(&rate) { Ok(rate) } else { Err(String::from("the rate must be between 0 and 1 (0% and 100%)")) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -369,24 +435,5 @@ mod tests {
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn times_and_rates_are_read_with_their_units() {
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_duration("1.5"), Ok(Duration::from_millis(1500)));
-        for wrong in ["", "s", "5 parsecs", "-1s", "0", "NaN"] {
-            assert!(parse_duration(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(parse_ring_bytes("65536"), Ok(65536));
-        for wrong in ["0", "1", "65537", "-4096", "x"] {
-            assert!(parse_ring_bytes(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!(parse_rate("99%"), Ok(0.99));
-        assert_eq!(parse_rate("0.5"), Ok(0.5));
-        for wrong in ["99", "-1%", "x", "NaN", ""] {
-            assert!(parse_rate(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -8,13 +8,15 @@
 //! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a [`recording`], and the recording into a
 //! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from
 //! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format;
-//! an [`explanation`] shows one socket's two ends side by side.
+//! an [`explanation`] shows one socket's two ends side by side. [`calibration`] is what
+//! `bench` measures, and [`gain`] what a recording comes to by it.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
 
 mod advice;
 mod bypass;
+mod calibration;
 mod capabilities;
 mod cli;
 mod commands;
@@ -25,6 +27,7 @@ mod evidence;
 mod explanation;
 mod facts;
 mod filter;
+mod gain;
 mod hit_rate;
 mod identity;
 mod inventory;
@@ -67,6 +70,10 @@ fn main() -> ExitCode {
         cli::Command::Verify(args) => commands::verify::run(args),
         cli::Command::Explain(args) => commands::explain::run(args),
         cli::Command::Doctor(args) => commands::doctor::run(args),
+        cli::Command::Bench(args) => commands::bench::run(args),
+        cli::Command::Man(args) => commands::manual::man(args),
+        cli::Command::Completions(args) => commands::manual::completions(args),
+        cli::Command::BenchEnd(args) => commands::bench::end(args),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

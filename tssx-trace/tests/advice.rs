@@ -63,10 +63,28 @@ fn a_kept_recording_gives_the_kept_advice_byte_by_byte() {
 fn every_proposal_is_as_the_schema_says_and_the_schema_has_nothing_else() {
     let schema = Schema::of_suggest();
     let mut used = Used::new();
-    for (recording, options) in [("busy", &["--format", "json"][..]), ("lossy", &["--format", "json", "--accept-losses"])] {
+    let calibration = kept("calibration.json").to_str().expect("UTF-8").to_owned();
+    // The socket in the kept container passes descriptors, so that nothing of it is selected; without that it is.
+    let directory = tempfile::tempdir().expect("a directory");
+    let busy = std::fs::read_to_string(kept("busy.json")).expect("kept");
+    let mut plain: Value = serde_json::from_str(&busy).expect("JSON");
+    plain["services"][0]["evidence"]["signals"] = Value::Null;
+    std::fs::write(directory.path().join("plain.json"), plain.to_string()).expect("written");
+    let plain = directory.path().join("plain").to_str().expect("UTF-8").to_owned();
+    for (recording, options) in [
+        ("busy", &["--format", "json"][..]),
+        ("lossy", &["--format", "json", "--accept-losses"]),
+        ("busy", &["--format", "json", "--calibration", &calibration]),
+        (&plain, &["--format", "json", "--possible"]),
+    ] {
         let (_, json, errors) = suggest(recording, options);
+        assert_eq!(suggest(recording, options).1, json, "the same files give the same bytes");
         let document: Value = serde_json::from_str(&json).unwrap_or_else(|_| panic!("JSON: {errors}"));
         schema.check("suggestion", &document, &mut used).expect("as the schema says");
+        let sockets = document["sockets"].as_array().expect("a list");
+        let predicts = options.contains(&"--calibration");
+        assert!(sockets.iter().all(|socket| socket.get("gain").is_some() == predicts), "{json}");
+        assert!(sockets.iter().any(|socket| socket["gain"]["predicted"].is_object()) == predicts, "{json}");
     }
     let unused: Vec<_> = schema.properties().difference(&used).cloned().collect();
     assert!(unused.is_empty(), "the schema has what no output has: {unused:?}");

@@ -220,6 +220,34 @@ fn a_client_that_writes_past_the_library_is_named() {
 }
 
 #[test]
+fn what_was_predicted_stands_beside_what_came_of_it() {
+    let place = Place::new();
+    let _server = server(&place.socket, &[]);
+    let mut client = client(&place.socket, &[]);
+    let path = |name: &str| place.directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (before, report) = (path("before.json"), path("report"));
+    let mut window = |arguments: &[&str]| {
+        let tracer = tracer(arguments, Path::new(&report));
+        exchange(&mut client, COUNT, SIZE);
+        stop(tracer);
+        std::fs::read_to_string(&report).expect("a report")
+    };
+    window(&["discover", "--closer", "0", "--record", &before]);
+    let calibration = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/calibration.json");
+    let arguments = ["verify", "--before", &before, "--calibration", calibration, &place.socket];
+    let text = window(&arguments);
+    for word in ["HIT RATE", "predicted: ", "achieved: "] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    let json = window(&[&arguments[..], &["--json"]].concat());
+    let document: Value = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error}: {json}"));
+    Schema::of_verify().check("report", &document, &mut Used::new()).expect("as the schema says");
+    let [gain] = document["gains"].as_array().expect("a list").as_slice() else { panic!("{json}") };
+    assert!(gain["display"] == place.socket.as_str() && gain["predicted"].is_object(), "{json}");
+    assert!(gain["achieved_factor"].as_f64().is_some_and(|factor| factor > 0.0), "{json}");
+}
+
+#[test]
 fn an_expected_socket_must_be_accelerated_and_others_stay_in_the_report() {
     let place = Place::new();
     let plain = place.directory.path().join("plain.sock").to_str().expect("UTF-8").to_owned();

@@ -1,9 +1,11 @@
 //! One file for each subcommand; each gives the exit status.
 
+pub(crate) mod bench;
 pub(crate) mod discover;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 mod follow;
+pub(crate) mod manual;
 pub(crate) mod run;
 pub(crate) mod suggest;
 pub(crate) mod verify;

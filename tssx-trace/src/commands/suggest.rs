@@ -35,8 +35,10 @@ pub(crate) fn run(args: &SuggestArgs) -> anyhow::Result<u8> {
         ));
         return Ok(exit::LOST);
     }
+    let calibration = args.gain.calibration()?;
     let library = library_of(&recording)?;
     let proposal = Proposal::new(&recording, library, Limits { min_calls: args.min_calls, possible: args.possible });
+    let proposal = Proposal { calibration: calibration.as_ref(), ..proposal };
     let text = match args.format {
         Advised::Shell => proposal.shell()?,
         Advised::Systemd => proposal.systemd(args.unit.as_deref()).with_context(|| {

@@ -3,12 +3,15 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use anyhow::bail;
 use serde::Serialize;
 
 use crate::advice::{Finding, judge};
+use crate::calibration::Calibration;
 use crate::cli::{VerifyArgs, exit};
 use crate::commands::discover::record;
 use crate::cost::Cost;
+use crate::gain::{Comparison, compare};
 use crate::hit_rate::{SocketReport, is_same, sockets};
 use crate::losses::Losses;
 use crate::names::SocketName;
@@ -30,6 +33,9 @@ struct Report<'a> {
     cost: Cost,
     min_hit_rate: Option<f64>,
     sockets: &'a [SocketReport],
+    /// Only with `--before`.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    gains: &'a [Comparison],
 }
 
 /// A process that comes and goes within this time may be missed; its peer's ledger still tells.
@@ -40,6 +46,7 @@ const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where the machine lacks what tracing needs.
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
+    let predicted_by = gain_arguments(args)?;
     let seen = watch(args.window.window(LEDGER_PERIOD, true))?;
     let mut reports = sockets(&seen, &args.sockets, &args.expect);
     let recording = record(&seen, args.window.max_sockets, false);
@@ -47,8 +54,12 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
     if !args.connections {
         reports.iter_mut().for_each(|report| report.connections.clear());
     }
-    let text = if args.window.json { json(&seen, args, &reports)? } else { render(&seen, &reports) };
+    let gains = predicted_by.map(|(calibration, before)| gains(&calibration, &before, &recording, args)).unwrap_or_default();
+    let text = if args.window.json { json(&seen, args, &reports, &gains)? } else { render(&seen, &reports) };
     result(&text)?;
+    if !args.window.json {
+        result(&gains.iter().map(Comparison::text).collect::<String>())?;
+    }
     seen.losses.tell(args.window.max_sockets);
     Ok(status(args, &reports, seen.losses.any()))
 }
@@ -58,6 +69,26 @@ fn obstacles(recording: &Recording, name: &SocketName) -> Vec<Finding> {
     let is_it = |service: &&ServiceRecord| service.absolute.as_ref().or(service.name.as_ref()) == Some(name);
     let findings = recording.services.iter().filter(is_it).flat_map(|service| judge(recording, service, 0.0).findings);
     findings.filter(|finding| !finding.processes.is_empty()).collect()
+}
+
+/// Before anything is watched: whatever is to be compared must be there.
+fn gain_arguments(args: &VerifyArgs) -> anyhow::Result<Option<(Calibration, Recording)>> {
+    let before = args.before.as_deref().map(Recording::load).transpose()?;
+    match (args.gain.calibration()?, before) {
+        (Some(calibration), Some(before)) => Ok(Some((calibration, before))),
+        (None, None) => Ok(None),
+        (Some(_), None) => bail!("a prediction needs a recording from before: name it with --before FILE"),
+        (None, Some(_)) => bail!("--before needs a calibration: --predict takes this host's, --calibration FILE another"),
+    }
+}
+
+/// What was predicted, and what came of it.
+fn gains(calibration: &Calibration, before: &Recording, now: &Recording, args: &VerifyArgs) -> Vec<Comparison> {
+    let mut gains = compare(calibration, before, now);
+    let wanted =
+        |gain: &Comparison| args.sockets.is_empty() || args.sockets.iter().any(|socket| socket.to_string() == gain.display);
+    gains.retain(wanted);
+    gains
 }
 
 /// The exit status, with the sentence that explains it.
@@ -101,7 +132,7 @@ fn unproven<'a>(wanted: &'a [SocketName], reports: &[SocketReport]) -> Vec<&'a S
     wanted.iter().filter(|name| !proven(name)).collect()
 }
 
-fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyhow::Result<String> {
+fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport], gains: &[Comparison]) -> anyhow::Result<String> {
     let report = Report {
         format: "tssx-trace verify",
         version: 1,
@@ -113,6 +144,7 @@ fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport]) -> anyh
         cost: seen.cost,
         min_hit_rate: args.min_hit_rate,
         sockets: reports,
+        gains,
     };
     Ok(serde_json::to_string_pretty(&report)? + "\n")
 }

@@ -1,6 +1,7 @@
 //! What `suggest` proposes: which sockets to select, why each is in or out, and where the environment of each end is set.
 //!
-//! Everything comes from one recording, in an order that depends on nothing else, so that the same recording gives the same bytes.
+//! Everything comes from one recording, in an order that depends on nothing else, so that the same recording, and calibration,
+//! gives the same bytes.
 //! The formats are [`text`] (shell, systemd, compose) and [`Proposal::json`], which `schema/suggest-1.json` describes.
 
 mod targets;
@@ -11,6 +12,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::advice::{Code, Finding, Level, Verdict, judge};
+use crate::calibration::Calibration;
+use crate::gain::{ASSUMPTIONS, Prediction};
 use crate::names::SocketName;
 use crate::output::{plural, short};
 use crate::recording::{Recording, ServiceRecord, summary};
@@ -47,6 +50,8 @@ pub(crate) struct Proposal<'a> {
     pub(crate) items: Vec<Item<'a>>,
     /// Where to set the environment for the selected sockets.
     pub(crate) targets: Vec<Target>,
+    /// By which to say what each socket would gain; `None`: it is not said.
+    pub(crate) calibration: Option<&'a Calibration>,
 }
 
 impl<'a> Proposal<'a> {
@@ -62,7 +67,7 @@ impl<'a> Proposal<'a> {
             })
             .collect();
         let targets = targets::of(recording, &items);
-        Self { recording, library, items, targets }
+        Self { recording, library, items, targets, calibration: None }
     }
 
     /// The words of USE_TSSX.
@@ -96,6 +101,8 @@ impl<'a> Proposal<'a> {
             calls_per_second: Option<f64>,
             bytes_per_second: Option<f64>,
             findings: &'a [Finding],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            gain: Option<Prediction>,
         }
         #[derive(Serialize)]
         struct Document<'a> {
@@ -107,6 +114,8 @@ impl<'a> Proposal<'a> {
             environment: Environment,
             sockets: Vec<Socket<'a>>,
             targets: &'a [Target],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            gain_assumes: Option<&'static [&'static str]>,
         }
         let head = &self.recording.head;
         let rate = |count: Option<u64>| count.map(|count| self.recording.per_second(count));
@@ -122,6 +131,7 @@ impl<'a> Proposal<'a> {
                 calls_per_second: rate(service.calls),
                 bytes_per_second: rate(service.bytes),
                 findings: &verdict.findings,
+                gain: self.calibration.map(|calibration| Prediction::of(calibration, self.recording, service)),
             }
         };
         let [(_, selection), (_, library)] = self.variables();
@@ -134,6 +144,7 @@ impl<'a> Proposal<'a> {
             environment: Environment { selection, library },
             sockets: self.items.iter().map(socket).collect(),
             targets: &self.targets,
+            gain_assumes: self.calibration.map(|_| &ASSUMPTIONS[..]),
         };
         Ok(serde_json::to_string_pretty(&document)? + "\n")
     }

@@ -3,6 +3,7 @@
 //! Every character that a format reads in its own way is escaped as that format wants it; a name that none can hold was left out before.
 
 use crate::env_file::{comment, line};
+use crate::gain;
 use crate::proposal::{Place, Proposal, Target};
 
 impl Proposal<'_> {
@@ -69,7 +70,7 @@ impl Proposal<'_> {
         lines.join("\n") + "\n"
     }
 
-    /// What the evidence is, why each socket is in or out, and where the environment is set.
+    /// What the evidence is, why each socket is in or out, what it would gain, and where the environment is set.
     fn comments(&self) -> Vec<String> {
         let head = &self.recording.head;
         let seconds = head.window_ms as f64 / 1000.0;
@@ -81,6 +82,8 @@ impl Proposal<'_> {
             lines.push(comment("Some traffic of that window could not be counted: the figures are lower bounds."));
         }
         lines.extend(self.items.iter().flat_map(|item| item.lines(self.recording)).map(|text| comment(&text)));
+        let gains = self.calibration.map(|calibration| gain::comments(calibration, self.recording)).unwrap_or_default();
+        lines.extend(gains.iter().map(|text| comment(text)));
         if !self.targets.is_empty() {
             lines.push(comment("Set it for:"));
         }

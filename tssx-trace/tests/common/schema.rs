@@ -34,6 +34,11 @@ impl Schema {
         Self::parse(include_str!("../../schema/verify-1.json"))
     }
 
+    /// That of `bench`.
+    pub(crate) fn of_calibration() -> Self {
+        Self::parse(include_str!("../../schema/calibration-1.json"))
+    }
+
     fn parse(text: &str) -> Self {
         Self { root: serde_json::from_str(text).expect("the schema is JSON") }
     }

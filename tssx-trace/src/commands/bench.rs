@@ -1,0 +1,122 @@
+//! `bench`: calibrates this host, prints the table and keeps the figures for `suggest` and `verify`.
+
+use std::fmt::Write;
+use std::io::{IsTerminal, Write as _};
+
+use anyhow::{Context, bail};
+
+use crate::calibration::measure::{Plan, places};
+use crate::calibration::peer::Task;
+use crate::calibration::{Calibration, Point, default_path};
+use crate::cli::{BenchArgs, BenchEndArgs};
+use crate::library;
+use crate::output::{note, result, table};
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// Where the library is missing or does not accelerate, a measurement fails, or the file cannot be written.
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<u8> {
+    if let Some(file) = &args.from {
+        print(args, &Calibration::load(file)?)?;
+        return Ok(0);
+    }
+    let path = args.output.clone().map_or_else(default_path, Ok)?;
+    let plan = Plan { library: library::find()?, rounds: args.rounds, time: args.time };
+    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
+        note("warning: this process may use one CPU only: two ends cannot run at the same time, as they do on other hosts");
+    }
+    let places = places();
+    let all = places.len();
+    let mut points = Vec::new();
+    for (done, place) in places.into_iter().enumerate() {
+        progress(Some((done, all)));
+        let point = plan.measure(place).inspect_err(|_| progress(None))?;
+        points.push(point);
+    }
+    progress(None);
+    let calibration = Calibration::new(&plan.library, args.rounds, points);
+    print(args, &calibration)?;
+    calibration.save(&path)?;
+    note(&format!("calibration kept in {}", path.display()));
+    Ok(0)
+}
+
+fn print(args: &BenchArgs, calibration: &Calibration) -> anyhow::Result<()> {
+    Ok(result(&if args.json { calibration.to_json()? } else { render(calibration) })?)
+}
+
+/// One of the two processes of a measurement.
+///
+/// # Errors
+/// As [`Task::run`].
+pub(crate) fn end(args: &BenchEndArgs) -> anyhow::Result<u8> {
+    let task: Task = serde_json::from_str(&args.task).context("bench-end is started by `tssx-trace bench` alone")?;
+    if task.size == 0 {
+        bail!("a message has at least one byte");
+    }
+    result(&serde_json::to_string(&task.run()?)?)?;
+    Ok(0)
+}
+
+/// How far it is, on a terminal only; `None` takes the line away.
+fn progress(done: Option<(usize, usize)>) {
+    let mut errors = std::io::stderr().lock();
+    if errors.is_terminal() {
+        let text = done.map(|(done, all)| format!("tssx-trace: measuring, {done} of {all}")).unwrap_or_default();
+        // There is nobody left to tell if that fails.
+        let _unheard = write!(errors, "\r{text}\x1b[K").and_then(|()| errors.flush());
+    }
+}
+
+fn render(calibration: &Calibration) -> String {
+    let header = ["SHAPE", "BYTES", "COMPUTING", "PLAIN", "RINGS", "RATIO", "SAVED", "CPU PLAIN", "CPU RINGS"];
+    let rows = calibration.points.iter().map(row).collect();
+    let mut text = table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], rows);
+    // Writing into a String cannot fail.
+    let _ = writeln!(
+        text,
+        "\nMedians of {} rounds, plain and rings in turn; time and CPU time (both ends) of one round trip, or of one message of a stream.\n\
+         COMPUTING: what both ends did besides for each round trip, subtracted. SAVED: least to most of the rounds.\n\
+         Each end had a CPU of its own, save where it says one CPU.",
+        calibration.rounds
+    );
+    let _ = writeln!(text, "Linux {}, {} CPUs, library {}.", calibration.kernel, calibration.cpus, calibration.library);
+    text
+}
+
+fn row(point: &Point) -> Vec<String> {
+    let cpu = |cost: crate::calibration::Cost| time(cost.client_cpu_ns + cost.server_cpu_ns);
+    vec![
+        point.shape.name().replace('_', " ") + if point.one_cpu { ", one CPU" } else { "" },
+        point.bytes.to_string(),
+        if point.pause_us == 0 { String::from("-") } else { time(point.pause_us as f64 * 1e3) },
+        time(point.plain.time_ns.median),
+        time(point.rings.time_ns.median),
+        format!("{:.2}", point.plain.time_ns.median / point.rings.time_ns.median.max(f64::MIN_POSITIVE)),
+        format!("{} to {}", time(point.saved_ns.least), time(point.saved_ns.most)),
+        cpu(point.plain),
+        cpu(point.rings),
+    ]
+}
+
+/// Nanoseconds as people read them.
+pub(crate) fn time(nanoseconds: f64) -> String {
+    match nanoseconds.abs() {
+        size if size < 1e3 => format!("{nanoseconds:.0} ns"),
+        size if size < 1e6 => format!("{:.2} µs", nanoseconds / 1e3),
+        size if size < 1e9 => format!("{:.2} ms", nanoseconds / 1e6),
+        _ => format!("{:.2} s", nanoseconds / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_unit_that_suits_them() {
+        let shown = [12.4, -999.0, 1500.0, 2.5e6, 3e9].map(time);
+        assert_eq!(shown, ["12 ns", "-999 ns", "1.50 µs", "2.50 ms", "3.00 s"]);
+    }
+}
