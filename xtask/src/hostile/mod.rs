@@ -50,6 +50,8 @@ use plan::{Attack, Plan};
 use sanitizer::Sanitized;
 use victim::Left;
 
+/// Our own program, also once another is in the place of its file, as after `cargo test` has built it anew.
+const OURSELVES: &str = "/proc/self/exe";
 /// Rounds of one victim.
 const ROUNDS_EACH: u64 = 400;
 /// Mutations that come to every field.
@@ -268,7 +270,7 @@ impl Game<'_> {
     }
 
     fn command(&self, name: &str, directory: &Path, board: &Board) -> Result<Command> {
-        let mut command = Command::new(std::env::current_exe().context("cannot name our own program")?);
+        let mut command = Command::new(OURSELVES);
         command.arg(name).arg("--directory").arg(directory).args([
             "--seed",
             &self.options.seed.to_string(),
