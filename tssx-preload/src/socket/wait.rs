@@ -12,7 +12,7 @@
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicI32, AtomicU32};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
 use tssx_core::{clock, sys};
 
@@ -23,7 +23,9 @@ use crate::{init, next};
 const GAIN_US: i32 = 4;
 /// What may be lost by spins in vain before they stop: so many full spins more than all finds have saved, and so many at most.
 const LOSSES: i32 = 4;
-const SAVED_MAX: i32 = 256;
+const SAVED_MAX: i32 = 64;
+/// Time since the last spin, microseconds, after which one in vain ends them at once: the connection is idle most of the time, whatever it has saved.
+const IDLE_US: u64 = 25_000;
 /// Waits without a spin before one is tried again, and after one that was in vain too. Two ends on one CPU wait longer: chances are that it is as
 /// it was.
 const SKIPS: [u32; 2] = [256, 512];
@@ -42,11 +44,19 @@ pub(crate) struct SpinBudget {
     moved: AtomicU32,
     /// Waits that were not spun.
     skipped: AtomicU32,
+    /// When the last spin began, in ticks.
+    last: AtomicU64,
 }
 
 impl SpinBudget {
     pub(crate) const fn new() -> Self {
-        Self { lost: AtomicI32::new(0), vain: AtomicU32::new(0), moved: AtomicU32::new(0), skipped: AtomicU32::new(0) }
+        Self {
+            lost: AtomicI32::new(0),
+            vain: AtomicU32::new(0),
+            moved: AtomicU32::new(0),
+            skipped: AtomicU32::new(0),
+            last: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn reset(&self) {
@@ -54,6 +64,7 @@ impl SpinBudget {
         self.vain.store(0, Relaxed);
         self.moved.store(0, Relaxed);
         self.skipped.store(0, Relaxed);
+        self.last.store(0, Relaxed);
     }
 
     /// Whether the last spin has found what it waited for: then the peer runs, on another CPU.
@@ -91,6 +102,8 @@ impl SpinBudget {
         }
         let budget = most.saturating_mul(clock::ticks_per_us());
         let start = clock::ticks();
+        let last = self.last.load(Relaxed);
+        self.last.store(start, Relaxed);
         loop {
             for _ in 0..LOOKS {
                 if ready() {
@@ -100,7 +113,9 @@ impl SpinBudget {
                 core::hint::spin_loop();
             }
             if clock::ticks().wrapping_sub(start) > budget {
-                self.lost.store(lost.saturating_add(full), Relaxed);
+                let idle = last != 0 && start.saturating_sub(last) > IDLE_US * clock::ticks_per_us();
+                let least = if idle { full.saturating_mul(LOSSES) } else { i32::MIN };
+                self.lost.store(lost.saturating_add(full).max(least), Relaxed);
                 self.vain.store(if gave_up { 2 } else { 1 }, Relaxed);
                 self.moved.store(0, Relaxed);
                 return false;
