@@ -246,14 +246,7 @@ pub fn waiting(fd: i32) -> u64 {
 /// Consumer, under the receiving lock, direction in the ring: takes up to `most` doorbell bytes out of the kernel's queue, lets
 /// the producer write again, and tells end of file and errors. An error is told once: the caller must pass it on.
 pub fn drain(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> Drained {
-    let mut total = 0;
-    segment.rx().writer_waiting.store(0, SeqCst);
-    while total < most {
-        match take_some(fd, slot, segment, most - total) {
-            0 => break,
-            count => total += count,
-        }
-    }
+    let total = take_up_to(fd, slot, segment, most);
     match kernel::receive(fd, &mut [0], libc::MSG_PEEK) {
         Ok(0) => Drained::EndOfFile,
         Ok(_) | Err(Errno::AGAIN) => Drained::Empty(total),
@@ -270,13 +263,20 @@ pub fn take_doorbells(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> u64
 /// As [`take_doorbells`], all that the kernel has queued by now. Not until there are none: a peer that goes on sending would hold up a call that
 /// does not wait.
 pub fn take_queued(fd: i32, slot: &Slot, segment: &Segment) {
-    let mut left = waiting(fd);
-    while left > 0 {
-        match take_doorbells(fd, slot, segment, left) {
-            0 => return,
-            count => left = left.saturating_sub(count),
+    take_up_to(fd, slot, segment, waiting(fd));
+}
+
+/// Lets the producer write again and takes doorbells until there are none, or `most` are taken; how many.
+fn take_up_to(fd: i32, slot: &Slot, segment: &Segment, most: u64) -> u64 {
+    segment.rx().writer_waiting.store(0, SeqCst);
+    let mut total = 0;
+    while total < most {
+        match take_some(fd, slot, segment, most - total) {
+            0 => break,
+            count => total += count,
         }
     }
+    total
 }
 
 /// Whether the kernel has nothing but the end of file, or an error, for this direction. Takes neither.
