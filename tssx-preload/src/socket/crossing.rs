@@ -80,12 +80,14 @@ pub(super) fn wait_for_kernel(call: &mut Call<'_, '_>, rx: Locked, segment: &Seg
     slot.sleeps.fetch_add(1, Relaxed);
     call.keep(&rx);
     drop(rx);
-    // The kernel returns the part when a signal comes, whatever SA_RESTART says; so does poll(2). Nor does that care about O_NONBLOCK,
-    // which another thread has set since the call began to wait.
     call.patience.falls_asleep();
-    let partly = call.got > 0 || slot.nonblocking.load(Relaxed) != 0 || (call.patience.again && wait::is_limited(call.fd));
+    let in_poll = wait::is_in_poll(call, slot);
     let waited = guarded(&|| endpoint.unpin(), || {
-        if partly { wait::for_event(call.fd, libc::POLLIN, call.patience.since) } else { wait::look_for_one(call.fd).map(|_| true) }
+        if in_poll {
+            wait::for_event(call.fd, libc::POLLIN, call.patience.since)
+        } else {
+            wait::look_for_one(call.fd).map(|_| true)
+        }
     });
     call.waited = waited.map_or_else(Err, |_| call.waited);
     call.follow();

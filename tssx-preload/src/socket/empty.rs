@@ -166,10 +166,7 @@ enum Waited {
 }
 
 fn block(call: &Call<'_, '_>, slot: &Slot, lone: Option<&LoneSleep>) -> Result<Waited> {
-    // The kernel returns what a call has when a signal comes, whatever SA_RESTART says; and so does poll(2). Nor does poll care about
-    // O_NONBLOCK, which another thread has set since the call began to wait.
-    // And its time-out can be what is left of the call's.
-    if call.got > 0 || slot.nonblocking.load(Relaxed) != 0 || (call.patience.again && wait::is_limited(call.fd)) {
+    if wait::is_in_poll(call, slot) {
         return wait::for_event(call.fd, libc::POLLIN, call.patience.since)
             .map(|open| if open { Waited::Event } else { Waited::Closed });
     }

@@ -201,12 +201,7 @@ fn into_ring(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) 
                 drop(tx);
                 return refused(fd, call.flags).err().map(Err);
             }
-            let slept = slot.sleeps.load(Relaxed);
-            let waited = wait_for_room(fd, tx, segment, blocking, call.sent > 0);
-            if slot.sleeps.load(Relaxed) != slept {
-                call.patience.slept();
-            }
-            let errno = waited.err()?;
+            let errno = wait_for_room(fd, tx, segment, blocking, call).err()?;
             let gone = matches!(errno, Errno(libc::EPIPE | libc::ECONNRESET));
             if gone && call.sent == 0 {
                 return Some(Err(broken(fd, slot, segment, errno)));
@@ -369,8 +364,8 @@ fn has_room(slot: &Slot, segment: &Segment) -> bool {
     Producer::open(segment).map_or(true, |producer| producer.room(limit) > 0) || doorbell::reader_gone(segment)
 }
 
-/// Waits until there may be room; the caller has pinned the endpoint. `partly`: some bytes of the call are in the ring already.
-fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partly: bool) -> Result<()> {
+/// Waits until there may be room; the caller has pinned the endpoint.
+fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, call: &mut Call<'_, '_>) -> Result<()> {
     let (slot, endpoint) = (tx.slot, tx.endpoint);
     if blocking {
         drop(tx);
@@ -384,7 +379,7 @@ fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partl
         if tx.slot.tx_mode.load(Relaxed) != MODE_RING {
             return Ok(()); // another thread has ended the ring: no doorbell may follow
         }
-        return sleep_for_room(fd, tx, segment, partly);
+        return sleep_for_room(fd, tx, segment, call);
     }
     if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(slot, segment) {
         return Ok(());
@@ -392,12 +387,13 @@ fn wait_for_room(fd: c_int, tx: Locked, segment: &Segment, blocking: bool, partl
     Err(Errno::AGAIN)
 }
 
-fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, partly: bool) -> Result<()> {
-    let (slot, endpoint) = (tx.slot, tx.endpoint);
+fn sleep_for_room(fd: c_int, tx: Locked, segment: &Segment, call: &mut Call<'_, '_>) -> Result<()> {
+    let (slot, endpoint, partly) = (tx.slot, tx.endpoint, call.sent > 0);
     if doorbell::hold_unwritable(fd, slot, segment).is_err() || has_room(slot, segment) {
         return Ok(());
     }
     slot.sleeps.fetch_add(1, Relaxed);
+    call.patience.slept();
     // If another thread sets it during the sleep, a signal that restarts the call finds it set, and the program is told so.
     let restarts = !partly && slot.nonblocking.load(Relaxed) == 0;
     let result = send_doorbell(fd, tx, segment, partly);

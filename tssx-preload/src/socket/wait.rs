@@ -14,8 +14,10 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
+use tssx_core::ledger::layout::Slot;
 use tssx_core::{clock, sys};
 
+use super::receive::Call;
 use crate::errno::{self, Errno, Result};
 use crate::{init, next};
 
@@ -207,9 +209,16 @@ pub(crate) fn send_nothing(fd: c_int, flags: c_int) -> isize {
     unsafe { next::send(fd, (&raw const nothing).cast(), 0, flags & libc::MSG_NOSIGNAL) }
 }
 
-/// Whether receives on this socket have a time-out (SO_RCVTIMEO).
-pub(super) fn is_limited(fd: c_int) -> bool {
-    sys::getsockopt::<libc::timeval>(fd, libc::SO_RCVTIMEO).is_ok_and(|limit| limit.tv_sec != 0 || limit.tv_usec != 0)
+/// A time-out of the socket, SO_RCVTIMEO or SO_SNDTIMEO, if it has one.
+fn time_out(fd: c_int, option: c_int) -> Option<libc::timeval> {
+    sys::getsockopt::<libc::timeval>(fd, option).ok().filter(|limit| limit.tv_sec != 0 || limit.tv_usec != 0)
+}
+
+/// Whether a receive's next sleep is to be in [`for_event`]. The kernel returns what a call has when a signal comes, whatever SA_RESTART says, and
+/// so does poll(2). Nor does poll care about O_NONBLOCK, which another thread has set since the call began to wait; and its time-out can be what
+/// is left of the call's.
+pub(super) fn is_in_poll(call: &Call<'_, '_>, slot: &Slot) -> bool {
+    call.got > 0 || slot.nonblocking.load(Relaxed) != 0 || (call.patience.again && time_out(call.fd, libc::SO_RCVTIMEO).is_some())
 }
 
 /// What is left of a time-out that began at `since`, in ticks; all of it if that is 0. The kernel's is for a whole call, however often that is woken.
@@ -228,8 +237,7 @@ fn left(limit: libc::timeval, since: u64) -> libc::timespec {
 /// EINTR; EAGAIN after the time-out.
 pub(crate) fn for_event(fd: c_int, events: i16, since: u64) -> Result<bool> {
     let option = if events & libc::POLLOUT != 0 { libc::SO_SNDTIMEO } else { libc::SO_RCVTIMEO };
-    let limit = sys::getsockopt::<libc::timeval>(fd, option).ok().filter(|limit| limit.tv_sec != 0 || limit.tv_usec != 0);
-    let limit = limit.map(|limit| left(limit, since));
+    let limit = time_out(fd, option).map(|limit| left(limit, since));
     let mut entry = libc::pollfd { fd, events, revents: 0 };
     let time = limit.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
     // SAFETY: one live entry, a live or no time, and no signal mask.
