@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{TRACER, client, copy_program, exchange, server, stop, tracer};
+use common::{TRACER, client, copy_program, exchange, server, stop, tracer, tracer_for_others};
 use serde_json::Value;
 
 /// A process without any privilege.
@@ -137,10 +136,7 @@ fn what_finds_no_room_is_counted_as_lost_and_the_exit_status_says_so() {
 
 #[test]
 fn without_privilege_there_is_one_line_that_says_what_to_do() {
-    let directory = tempfile::tempdir().expect("a directory");
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("opened");
-    let copy = directory.path().join("tssx-trace"); // the build directory may be closed to others
-    copy_program(TRACER, &copy);
+    let (_directory, copy) = tracer_for_others(0o755);
     for command in ["discover", "verify"] {
         let output = Command::new(&copy).arg(command).uid(NOBODY).gid(NOBODY).output().expect("it starts");
         let errors = String::from_utf8(output.stderr).expect("UTF-8");
@@ -179,8 +175,7 @@ fn without_type_information_only_snapshots_are_left_and_the_reason_is_told() {
 
 #[test]
 fn anybody_may_turn_a_recording_into_an_environment_that_a_shell_reads_back() {
-    let directory = tempfile::tempdir().expect("a directory");
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("opened");
+    let (directory, copy) = tracer_for_others(0o755);
     let socket = directory.path().join("a b$HOME\"'`#%*.sock");
     let socket = socket.to_str().expect("UTF-8");
     let _server = server(socket, &[]);
@@ -191,8 +186,6 @@ fn anybody_may_turn_a_recording_into_an_environment_that_a_shell_reads_back() {
     let (code, errors) = stop(tracer);
     assert_eq!(code, Some(0), "{errors}");
 
-    let copy = directory.path().join("tssx-trace");
-    copy_program(TRACER, &copy);
     let library = directory.path().join("libtssx_preload.so"); // never loaded here: any ELF file serves
     copy_program(TRACER, &library);
     let mut suggest = Command::new(&copy);

@@ -2,11 +2,10 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Guarded, TRACER, assert_own_traffic_counted, client, copy_program, exchange, server, stop, tracer};
+use common::{Guarded, assert_own_traffic_counted, client, exchange, server, stop, tracer, tracer_for_others};
 use serde_json::Value;
 
 #[test]
@@ -35,10 +34,7 @@ const READING: u64 = 1 << 40 | 1 << 19 | 1 << 2;
 
 #[test]
 fn five_capabilities_suffice_and_two_are_given_up_after_attaching() {
-    let directory = tempfile::tempdir().expect("a directory");
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).expect("opened");
-    let copy = directory.path().join("tssx-trace"); // the build directory may be closed to others
-    copy_program(TRACER, &copy);
+    let (directory, copy) = tracer_for_others(0o777);
     let socket = directory.path().join("echo.sock");
     let socket = socket.to_str().expect("UTF-8");
     let server = server(socket, &[]);

@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use common::schema::{Schema, Used};
-use common::{TRACER, client, copy_program, exchange, server, stop, tracer};
+use common::{client, exchange, server, stop, tracer, tracer_for_others};
 use serde_json::Value;
 
 /// A process without any privilege.
@@ -20,10 +19,7 @@ fn peer_process() {
 
 #[test]
 fn a_replay_by_nobody_prints_the_very_bytes_of_the_live_report() {
-    let directory = tempfile::tempdir().expect("a directory");
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).expect("opened");
-    let copy = directory.path().join("tssx-trace"); // the build directory may be closed to others
-    copy_program(TRACER, &copy);
+    let (directory, copy) = tracer_for_others(0o755);
     let socket = directory.path().join("echo.sock");
     let socket = socket.to_str().expect("UTF-8");
     let server = server(socket, &[]);

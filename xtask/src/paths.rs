@@ -4,6 +4,9 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+/// The program that runs, also once another file is in its place, as after `cargo test` has built this package anew.
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// The directory that holds the workspace's `Cargo.toml`, wherever the clone lives.
 pub(crate) fn workspace() -> PathBuf {
     let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);

@@ -46,7 +46,11 @@ fn takes(mode: Mode) -> Result<(), Failed> {
     for period in PERIODS {
         let directory = tempfile::tempdir()?;
         let socket = directory.path().join(SOCKET);
-        let program = compile(include_str!("programs/handler_takes.c"), &directory.path().join("handler_takes"), &[])?;
+        let program = compile(
+            concat!(include_str!("programs/handler_common.h"), include_str!("programs/handler_takes.c")),
+            &directory.path().join("handler_takes"),
+            &[],
+        )?;
         let mut command = Command::new(program);
         command.arg(&socket).args([CONNECTIONS, period]);
         mode.apply(&mut command, End::Server, &socket);
@@ -63,7 +67,11 @@ fn steps(mode: Mode) -> Result<(), Failed> {
     for (first, [start, most, before, byte]) in STEPPED.into_iter().enumerate() {
         let directory = tempfile::tempdir()?;
         let socket = directory.path().join(SOCKET);
-        let program = compile(include_str!("programs/handler_steps.c"), &directory.path().join("handler_steps"), &["-no-pie"])?;
+        let program = compile(
+            concat!(include_str!("programs/handler_common.h"), include_str!("programs/handler_steps.c")),
+            &directory.path().join("handler_steps"),
+            &["-no-pie"],
+        )?;
         let mut command = Command::new(program);
         command.arg(&socket).args([start, most, before, byte]).args([first.to_string(), STRIDE.to_string()]);
         mode.apply(&mut command, End::Server, &socket);

@@ -124,6 +124,15 @@ pub(crate) fn copy_program(from: &str, to: &std::path::Path) {
     assert!(status.success());
 }
 
+/// A directory that all may do with as `mode` says, and in it the tracer: the build directory may be closed to others.
+pub(crate) fn tracer_for_others(mode: u32) -> (tempfile::TempDir, std::path::PathBuf) {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("opened");
+    let copy = directory.path().join("tssx-trace");
+    copy_program(TRACER, &copy);
+    (directory, copy)
+}
+
 /// Starts this test binary again as a peer.
 pub(crate) fn peer(role: &str, socket: &str, environment: &[(&str, &str)]) -> Guarded {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));

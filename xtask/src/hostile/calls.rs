@@ -273,6 +273,19 @@ impl<'a> End<'a> {
         sendmsg::<()>(self.stream.as_raw_fd(), &[IoSlice::new(self.some(most))], beside, flags, None)
     }
 
+    /// Makes one call, and says how many bytes it moved; `None` if it failed as it may.
+    fn attempt(
+        &mut self,
+        waits: bool,
+        name: &str,
+        most: usize,
+        call: impl FnOnce(&mut Self, usize) -> nix::Result<usize>,
+    ) -> Result<Option<usize>> {
+        self.board.begin(waits);
+        let result = call(self, most);
+        self.judge(name, most, result)
+    }
+
     /// Receives. False if there was nothing.
     fn take(
         &mut self,
@@ -281,9 +294,7 @@ impl<'a> End<'a> {
         most: usize,
         call: impl Fn(&mut Self, usize) -> nix::Result<usize>,
     ) -> Result<bool> {
-        self.board.begin(waits);
-        let result = call(self, most);
-        match self.judge(name, most, result)? {
+        match self.attempt(waits, name, most, call)? {
             Some(0) => self.over(true),
             Some(count) => self.outcome.received += count as u64,
             None => return Ok(false),
@@ -293,10 +304,8 @@ impl<'a> End<'a> {
 
     /// Looks without taking.
     fn look(&mut self, most: usize, flags: MsgFlags) -> Result<bool> {
-        self.board.begin(!flags.contains(MsgFlags::MSG_DONTWAIT));
-        let fd = self.stream.as_raw_fd();
-        let result = recv(fd, self.room(most), flags | MsgFlags::MSG_PEEK);
-        self.judge("recv, MSG_PEEK", most, result).map(|_| true)
+        let call = |this: &mut Self, most| recv(this.stream.as_raw_fd(), this.room(most), flags | MsgFlags::MSG_PEEK);
+        self.attempt(!flags.contains(MsgFlags::MSG_DONTWAIT), "recv, MSG_PEEK", most, call).map(|_| true)
     }
 
     /// Sends.
@@ -307,18 +316,14 @@ impl<'a> End<'a> {
         most: usize,
         call: impl Fn(&mut Self, usize) -> nix::Result<usize>,
     ) -> Result<bool> {
-        self.board.begin(waits);
-        let result = call(self, most);
-        let count = self.judge(name, most, result)?;
+        let count = self.attempt(waits, name, most, call)?;
         self.outcome.sent += count.unwrap_or(0) as u64;
         Ok(count.is_some())
     }
 
     /// A call that moves nothing.
     fn waiting<T>(&mut self, waits: bool, name: &str, call: impl Fn(&Self) -> nix::Result<T>) -> Result<bool> {
-        self.board.begin(waits);
-        let result = call(self).map(|_| 0);
-        self.judge(name, 0, result).map(|_| true)
+        self.attempt(waits, name, 0, |this, _| call(this).map(|_| 0)).map(|_| true)
     }
 
     fn over(&mut self, incoming: bool) {

@@ -41,7 +41,7 @@ pub(crate) use victim::{honest, victim as suffer};
 
 use crate::environment::without_library;
 use crate::exchange::{Counts, Dice};
-use crate::run;
+use crate::{paths, run};
 use attack::Attacker;
 use board::Board;
 use calls::Outcome;
@@ -50,8 +50,6 @@ use plan::{Attack, Plan};
 use sanitizer::Sanitized;
 use victim::Left;
 
-/// Our own program, also once another is in the place of its file, as after `cargo test` has built it anew.
-const OURSELVES: &str = "/proc/self/exe";
 /// Rounds of one victim.
 const ROUNDS_EACH: u64 = 400;
 /// Mutations that come to every field.
@@ -270,7 +268,7 @@ impl Game<'_> {
     }
 
     fn command(&self, name: &str, directory: &Path, board: &Board) -> Result<Command> {
-        let mut command = Command::new(OURSELVES);
+        let mut command = Command::new(paths::OWN_PROGRAM);
         command.arg(name).arg("--directory").arg(directory).args([
             "--seed",
             &self.options.seed.to_string(),

@@ -89,7 +89,7 @@ fn game(preload: &str, seed: u64, users: [u32; 2]) -> Result<(Tried, Counts)> {
     std::fs::create_dir(&own)?;
     chown(&own, Some(users[0]), Some(users[0]))?;
     let end = |name: &str, user: u32, pids: &[u32]| -> Result<Command> {
-        let mut command = Command::new(super::OURSELVES);
+        let mut command = Command::new(crate::paths::OWN_PROGRAM);
         command.arg(name).arg("--directory").arg(&own).args(["--seed", &seed.to_string(), "--user", &user.to_string()]);
         command.args(pids.iter().flat_map(|pid| ["--pid".to_owned(), pid.to_string()]));
         without_library(&mut command);

@@ -27,9 +27,8 @@ pub(super) fn write(place: &Path, artefacts: &Artefacts, kernel: &Kernel) -> Res
     let scratch = tempfile::tempdir()?;
     let mut archive = Archive::default();
     let mut objects = BTreeSet::new();
-    // A test of this package that was built since has put another file in our place: the link leads to what runs all the same.
     let own = scratch.path().join("xtask");
-    std::fs::copy("/proc/self/exe", &own).context("cannot copy our own program")?;
+    std::fs::copy(paths::OWN_PROGRAM, &own).context("cannot copy our own program")?;
     for (program, inside) in [(own, guest::INIT), (artefacts.trace.clone(), guest::TRACE), (behaviour()?, guest::BEHAVIOUR)] {
         objects.extend(shared_objects(&program)?);
         archive.file(Path::new(inside), &stripped(&program, scratch.path())?)?;

@@ -2,20 +2,9 @@
 // a start a connection of its own, whose reader is stepped so far and given the signal there. Every byte must come once, to the one or the other.
 // argv: socket, start (asleep, before or meanwhile), bytes that the handler takes at most, bytes before the one with a descriptor, which ends the ring, the
 // first byte, the first number of instructions, and how many more each time.
-#define _GNU_SOURCE
-#include <errno.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ptrace.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/user.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { WARM = 6, BYTES = 3, PAD = 254, MOST_STEPS = 5000 };
 static volatile int fd = -1, takes;
@@ -91,19 +80,6 @@ static void read_all(int listener) {
 }
 
 // ---- the writer, which steps the reader
-
-static void pass_descriptor(int to, unsigned char byte) {
-  struct iovec part = {&byte, 1};
-  union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr header; } control;
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
-  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-  int passed = 0;
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof passed);
-  memcpy(CMSG_DATA(header), &passed, sizeof passed);
-  if (sendmsg(to, &message, 0) != 1) fail("sendmsg", -1);
-}
 
 static void send_all(int to) {
   for (int index = 0; index < BYTES; index++) {

@@ -1,17 +1,6 @@
 // A reader asleep in read(2), whose signal handler reads from the same stream many times a second, across the end of many rings. Every byte must come
 // once, to the one or the other. argv: socket, connections, microseconds between two signals.
-#define _GNU_SOURCE
-#include <errno.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { WARM = 40, BYTES = 260, PASSES_AT = 200, PAD = 254 };
 static volatile int fd = -1;
@@ -38,19 +27,6 @@ static void handler(int signal) {
   unsigned char byte;
   if (fd >= 0 && recv(fd, &byte, 1, MSG_DONTWAIT) == 1) take(byte);
   errno = kept;
-}
-
-static void pass_descriptor(int to, unsigned char byte) {
-  struct iovec part = {&byte, 1};
-  union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr header; } control;
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
-  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-  int passed = 0;
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof passed);
-  memcpy(CMSG_DATA(header), &passed, sizeof passed);
-  if (sendmsg(to, &message, 0) != 1) fail("sendmsg", -1);
 }
 
 static void write_all(const struct sockaddr_un *address, int connections) {
