@@ -13,7 +13,7 @@ pub(crate) fn of(cgroup: &str) -> Option<String> {
 
 /// The container that one directory of a control group's path is made for.
 fn container(directory: &str) -> Option<String> {
-    let name = directory.strip_suffix(".scope").or_else(|| directory.strip_suffix(".service")).unwrap_or(directory);
+    let name = without_unit_type(directory);
     // lxc.payload.NAME, machine-NAME of systemd-nspawn
     if let Some(named) = name.strip_prefix("lxc.payload.").or_else(|| name.strip_prefix("machine-")) {
         return (!named.is_empty()).then(|| named.to_owned());
@@ -21,6 +21,17 @@ fn container(directory: &str) -> Option<String> {
     // docker-ID, libpod-ID, cri-containerd-ID, crio-ID, or the id alone
     let id = name.rsplit('-').next()?;
     (id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
+}
+
+/// A directory's name without what a manager puts around the name of its container: `docker-4f1d….scope` is `4f1d…`.
+pub(crate) fn bare(directory: &str) -> &str {
+    const RUNTIMES: [&str; 6] = ["docker-", "libpod-", "cri-containerd-", "crio-", "machine-", "lxc.payload."];
+    let name = without_unit_type(directory);
+    RUNTIMES.iter().find_map(|runtime| name.strip_prefix(runtime)).unwrap_or(name)
+}
+
+fn without_unit_type(directory: &str) -> &str {
+    directory.strip_suffix(".scope").or_else(|| directory.strip_suffix(".service")).unwrap_or(directory)
 }
 
 #[cfg(test)]

@@ -6,9 +6,8 @@
 use serde::Serialize;
 
 use crate::calibration::{Calibration, Cost, Point, Shape, Spread};
-use crate::commands::bench::time;
 use crate::inventory::Kind;
-use crate::output::short;
+use crate::output::{short, time};
 use crate::recording::{Recording, ServiceRecord};
 
 /// What holds for every prediction.
@@ -313,8 +312,7 @@ pub(crate) struct Comparison {
 /// Each named socket that two recordings share: the first from before, plain, the second from now.
 pub(crate) fn compare(calibration: &Calibration, before: &Recording, now: &Recording) -> Vec<Comparison> {
     let same = |service: &ServiceRecord| {
-        let name = |one: &ServiceRecord| one.absolute.clone().or_else(|| one.name.clone());
-        now.services.iter().find(|other| name(other) == name(service) && other.network == service.network)
+        now.services.iter().find(|other| other.socket_name() == service.socket_name() && other.network == service.network)
     };
     let rate = |recording: &Recording, service: &ServiceRecord| service.calls.map(|calls| recording.per_second(calls));
     let pairs = before.services.iter().filter_map(|service| Some((service, same(service)?)));

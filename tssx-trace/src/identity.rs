@@ -52,17 +52,10 @@ pub(crate) fn is_in(cgroup: &str, pattern: &str) -> bool {
     let abbreviates =
         |name: &str| pattern.len() >= 12 && pattern.bytes().all(|byte| byte.is_ascii_hexdigit()) && name.starts_with(pattern);
     let is_named = |component: &str| {
-        let bare = bare(component);
+        let bare = container::bare(component);
         matches(component) || matches(bare) || abbreviates(bare)
     };
     matches(cgroup) || cgroup.split('/').filter(|component| !component.is_empty()).any(is_named)
-}
-
-/// A component without the runtime before a container's name and the unit type behind it: `docker-4f1d….scope` is `4f1d…`.
-fn bare(component: &str) -> &str {
-    const RUNTIMES: [&str; 6] = ["docker-", "libpod-", "cri-containerd-", "crio-", "machine-", "lxc.payload."];
-    let stem = component.strip_suffix(".scope").or_else(|| component.strip_suffix(".service")).unwrap_or(component);
-    RUNTIMES.iter().find_map(|runtime| stem.strip_prefix(runtime)).unwrap_or(stem)
 }
 
 #[cfg(test)]

@@ -63,6 +63,16 @@ pub(crate) fn short(value: f64) -> String {
     format!("{scaled:.digits$}{}", UNITS.get(unit).copied().unwrap_or_default())
 }
 
+/// Nanoseconds as people read them.
+pub(crate) fn time(nanoseconds: f64) -> String {
+    match nanoseconds.abs() {
+        size if size < 1e3 => format!("{nanoseconds:.0} ns"),
+        size if size < 1e6 => format!("{:.2} µs", nanoseconds / 1e3),
+        size if size < 1e9 => format!("{:.2} ms", nanoseconds / 1e6),
+        _ => format!("{:.2} s", nanoseconds / 1e9),
+    }
+}
+
 /// `1 connection`, `2 connections`.
 pub(crate) fn plural(count: u64, noun: &str) -> String {
     let ending = match count {
@@ -88,5 +98,11 @@ mod tests {
         let text = table(&["A", "N"], &[1], vec![vec!["x".repeat(300), "7".into()], vec!["y".into(), "12".into()]]);
         assert_eq!(text.lines().count(), 3);
         assert!(text.lines().all(|line| !line.ends_with(' ')));
+    }
+
+    #[test]
+    fn times_have_the_unit_that_suits_them() {
+        let shown = [12.4, -999.0, 1500.0, 2.5e6, 3e9].map(time);
+        assert_eq!(shown, ["12 ns", "-999 ns", "1.50 µs", "2.50 ms", "3.00 s"]);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use procfs::process::{FDTarget, Process};
 
-use crate::facts::{Gatherer, ProgramRecord};
+use crate::facts::{Gatherer, ProgramRecord, is_io_uring};
 use crate::identity::Identity;
 
 /// Every process that could be looked at, and the sockets it holds.
@@ -44,13 +44,10 @@ impl Processes {
             let pid = pid.unsigned_abs();
             let (mut holds, mut io_uring) = (false, false);
             for descriptor in descriptors.flatten() {
-                match descriptor.target {
-                    FDTarget::Socket(inode) => {
-                        self.holders.entry(inode).or_default().insert(pid);
-                        holds = true;
-                    }
-                    FDTarget::AnonInode(kind) => io_uring |= kind == "[io_uring]",
-                    _ => {}
+                io_uring |= is_io_uring(&descriptor.target);
+                if let FDTarget::Socket(inode) = descriptor.target {
+                    self.holders.entry(inode).or_default().insert(pid);
+                    holds = true;
                 }
             }
             *self.io_uring.entry(pid).or_default() |= io_uring;

@@ -178,6 +178,11 @@ pub(crate) fn summary(list: &[ProcessRecord]) -> String {
 }
 
 impl ServiceRecord {
+    /// The socket's name, a path as seen from the root if that is known; `None` without a name.
+    pub(crate) fn socket_name(&self) -> Option<&SocketName> {
+        self.absolute.as_ref().or(self.name.as_ref())
+    }
+
     /// Mean bytes of a sending call, `None` without calls.
     pub(crate) fn mean_size(&self) -> Option<f64> {
         let (calls, bytes) = (self.calls?, self.bytes?);

@@ -48,7 +48,7 @@ pub(crate) fn judge(recording: &Recording, service: &ServiceRecord, min_calls: f
 }
 
 fn name(service: &ServiceRecord) -> Option<Finding> {
-    let Some(name) = service.absolute.as_ref().or(service.name.as_ref()) else {
+    let Some(name) = service.socket_name() else {
         return Some(Finding::new(Code::NoName, "a socket pair, or closed before its name was seen"));
     };
     name.to_pattern().err().map(|error| Finding::new(Code::NameNotWritable, error.to_string()))
@@ -87,7 +87,7 @@ fn descriptors(service: &ServiceRecord) -> Vec<Finding> {
         Some(0) => {}
         Some(count) => findings.push(Finding::new(Code::DescriptorPassing, format!("seen at {}", plural(count, "end")))),
         None => {
-            if let Some(SocketName::Path(path) | SocketName::Abstract(path)) = service.absolute.as_ref().or(service.name.as_ref())
+            if let Some(SocketName::Path(path) | SocketName::Abstract(path)) = service.socket_name()
                 && PASSES_DESCRIPTORS.iter().any(|prefix| path.starts_with(prefix))
             {
                 findings

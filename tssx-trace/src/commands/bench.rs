@@ -10,7 +10,7 @@ use crate::calibration::peer::Task;
 use crate::calibration::{Calibration, Point, default_path};
 use crate::cli::{BenchArgs, BenchEndArgs};
 use crate::library;
-use crate::output::{note, result, table};
+use crate::output::{note, result, table, time};
 
 /// Runs the subcommand.
 ///
@@ -98,25 +98,4 @@ fn row(point: &Point) -> Vec<String> {
         cpu(point.plain),
         cpu(point.rings),
     ]
-}
-
-/// Nanoseconds as people read them.
-pub(crate) fn time(nanoseconds: f64) -> String {
-    match nanoseconds.abs() {
-        size if size < 1e3 => format!("{nanoseconds:.0} ns"),
-        size if size < 1e6 => format!("{:.2} µs", nanoseconds / 1e3),
-        size if size < 1e9 => format!("{:.2} ms", nanoseconds / 1e6),
-        _ => format!("{:.2} s", nanoseconds / 1e9),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_have_the_unit_that_suits_them() {
-        let shown = [12.4, -999.0, 1500.0, 2.5e6, 3e9].map(time);
-        assert_eq!(shown, ["12 ns", "-999 ns", "1.50 µs", "2.50 ms", "3.00 s"]);
-    }
 }

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
 
 /// What keeps the library out of the programs at the ends of this socket, wholly or of some.
 fn obstacles(recording: &Recording, name: &SocketName) -> Vec<Finding> {
-    let is_it = |service: &&ServiceRecord| service.absolute.as_ref().or(service.name.as_ref()) == Some(name);
+    let is_it = |service: &&ServiceRecord| service.socket_name() == Some(name);
     let findings = recording.services.iter().filter(is_it).flat_map(|service| judge(recording, service, 0.0).findings);
     findings.filter(|finding| !finding.processes.is_empty()).collect()
 }

@@ -27,8 +27,6 @@ use elf::ElfFacts;
 const LIBRARY: &[u8] = b"/libtssx_preload";
 /// libc and its dynamic linker: what *they* call by name says nothing of the program.
 const LIBC: [&[u8]; 3] = [b"libc.so", b"ld-linux", b"libc-2."];
-/// What `/proc/PID/fd` shows of an io_uring.
-const IO_URING: &str = "[io_uring]";
 
 /// The facts about one process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,8 +177,12 @@ fn open(pid: u32, path: &[u8]) -> Option<File> {
 /// Whether the process holds an io_uring.
 fn io_uring(pid: u32) -> Option<bool> {
     let descriptors = Process::new(pid.cast_signed()).ok()?.fd().ok()?;
-    let is_ring = |target: &FDTarget| matches!(target, FDTarget::AnonInode(name) if name == IO_URING);
-    Some(descriptors.flatten().any(|descriptor| is_ring(&descriptor.target)))
+    Some(descriptors.flatten().any(|descriptor| is_io_uring(&descriptor.target)))
+}
+
+/// Whether a descriptor, as `/proc/PID/fd` shows it, is an io_uring.
+pub(crate) fn is_io_uring(target: &FDTarget) -> bool {
+    matches!(target, FDTarget::AnonInode(name) if name == "[io_uring]")
 }
 
 #[cfg(test)]

@@ -183,7 +183,7 @@ fn select(service: &ServiceRecord, verdict: &Verdict, possible: bool) -> Result<
         Level::Possible if !possible => return Err(String::from("only possible: --possible selects it too")),
         Level::Possible | Level::Recommended => {}
     }
-    let name = service.absolute.as_ref().or(service.name.as_ref()).ok_or("it has no name")?;
+    let name = service.socket_name().ok_or("it has no name")?;
     name.to_pattern().map_err(|error| error.to_string())
 }
 
