@@ -26,8 +26,9 @@ const GAIN_US: i32 = 4;
 /// What may be lost by spins in vain before they stop: so many full spins more than all finds have saved, and so many at most.
 const LOSSES: i32 = 4;
 const SAVED_MAX: i32 = 64;
-/// Time since the last spin, microseconds, after which one in vain ends them at once: the connection is idle most of the time, whatever it has saved.
-const IDLE_US: u64 = 25_000;
+/// Time since the last wait began, in longest spins, after which this one does not spin: the peer has slept as long or thinks as long, and waking it
+/// takes longer than a spin. A burst that begins so costs one sleep. By default 8 ms.
+const IDLE: u64 = 200;
 /// Waits without a spin before one is tried again, and after one that was in vain too. Two ends on one CPU wait longer: chances are that it is as
 /// it was.
 const SKIPS: [u32; 2] = [256, 512];
@@ -46,7 +47,7 @@ pub(crate) struct SpinBudget {
     moved: AtomicU32,
     /// Waits that were not spun.
     skipped: AtomicU32,
-    /// When the last spin began, in ticks.
+    /// When the last wait began, in ticks.
     last: AtomicU64,
 }
 
@@ -99,13 +100,11 @@ impl SpinBudget {
         let lost = self.lost.load(Relaxed);
         let here = here && self.moved.load(Relaxed) == 0;
         let gave_up = here || lost >= full.saturating_mul(LOSSES);
-        if gave_up && self.skips(here) {
+        let start = clock::ticks();
+        if self.is_idle(start, most) || (gave_up && self.skips(here)) {
             return false;
         }
         let budget = most.saturating_mul(clock::ticks_per_us());
-        let start = clock::ticks();
-        let last = self.last.load(Relaxed);
-        self.last.store(start, Relaxed);
         loop {
             for _ in 0..LOOKS {
                 if ready() {
@@ -115,14 +114,19 @@ impl SpinBudget {
                 core::hint::spin_loop();
             }
             if clock::ticks().wrapping_sub(start) > budget {
-                let idle = last != 0 && start.saturating_sub(last) > IDLE_US * clock::ticks_per_us();
-                let least = if idle { full.saturating_mul(LOSSES) } else { i32::MIN };
-                self.lost.store(lost.saturating_add(full).max(least), Relaxed);
+                self.lost.store(lost.saturating_add(full), Relaxed);
                 self.vain.store(if gave_up { 2 } else { 1 }, Relaxed);
                 self.moved.store(0, Relaxed);
                 return false;
             }
         }
+    }
+
+    /// Whether the wait that begins now comes long after the last one, where a spin lasts so many microseconds at most.
+    fn is_idle(&self, now: u64, longest: u64) -> bool {
+        let last = self.last.load(Relaxed);
+        self.last.store(now, Relaxed);
+        last != 0 && now.saturating_sub(last) > IDLE * longest * clock::ticks_per_us()
     }
 
     /// A spin has found something. After many waits without, that is a new start.
