@@ -28,6 +28,9 @@ const TAG_EPOLL: usize = 1;
 const TAG_LISTENER: usize = 2;
 const TAG_MAILBOX: usize = 3;
 const TAG_REGISTERED: usize = 4;
+const TAG_UNCONNECTED: usize = 5;
+/// Of an unconnected socket: other numbers lead to it too.
+const DUPLICATED: usize = 1 << 3;
 
 #[repr(transparent)]
 struct Chunk([AtomicUsize; CHUNK]);
@@ -54,7 +57,9 @@ pub(crate) enum Entry {
     Listener(Option<u32>),
     /// A mailbox of ours, for this endpoint. Not the program's.
     Mailbox(&'static Endpoint),
-    /// Something that is in an epoll set and was not a selected stream when it was added: what the set was told, if it may become one.
+    /// A Unix stream socket that socket(2) has made and nobody has connected. It is in no epoll set, unless it was duplicated.
+    Unconnected { duplicated: bool },
+    /// The same in an epoll set: what that was told, if it is the only one.
     Registered(Option<&'static Pending>),
 }
 
@@ -65,6 +70,7 @@ impl Entry {
             Self::Epoll(set) => core::ptr::from_ref(set).expose_provenance() | TAG_EPOLL,
             Self::Listener(path) => path.map_or(0, |index| (index as usize) + 1) << 3 | TAG_LISTENER,
             Self::Mailbox(endpoint) => core::ptr::from_ref(endpoint).expose_provenance() | TAG_MAILBOX,
+            Self::Unconnected { duplicated } => TAG_UNCONNECTED | if duplicated { DUPLICATED } else { 0 },
             Self::Registered(pending) => {
                 pending.map_or(0, |pending| core::ptr::from_ref(pending).expose_provenance()) | TAG_REGISTERED
             }
@@ -81,6 +87,7 @@ impl Entry {
             match word & TAG_MASK {
                 TAG_STREAM => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Stream),
                 TAG_EPOLL => core::ptr::with_exposed_provenance::<EpollSet>(address).as_ref().map(Self::Epoll),
+                TAG_UNCONNECTED => Some(Self::Unconnected { duplicated: address & DUPLICATED != 0 }),
                 TAG_REGISTERED => Some(Self::Registered(core::ptr::with_exposed_provenance::<Pending>(address).as_ref())),
                 TAG_MAILBOX => core::ptr::with_exposed_provenance::<Endpoint>(address).as_ref().map(Self::Mailbox),
                 _ => Some(Self::Listener(u32::try_from(address >> 3).ok().and_then(|index| index.checked_sub(1)))),
@@ -166,7 +173,9 @@ pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> 
             Err(theirs) => theirs, // another thread was faster; 32 KiB of untouched address space are lost
         };
     }
-    CHUNKS_USED.fetch_max((index >> CHUNK_BITS) + 1, AcqRel);
+    if CHUNKS_USED.load(Relaxed) <= index >> CHUNK_BITS {
+        CHUNKS_USED.fetch_max((index >> CHUNK_BITS) + 1, AcqRel);
+    }
     if matches!(entry, Some(Entry::Stream(_))) {
         STREAMS.store(true, Release);
     }
@@ -174,6 +183,15 @@ pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> 
     let chunk = unsafe { chunk.as_ref().ok_or(())? };
     let cell = chunk.0.get(index & (CHUNK - 1)).ok_or(())?;
     Ok(Entry::decode(cell.swap(entry.map_or(0, Entry::encode), AcqRel)))
+}
+
+/// Clears the entry of a socket that nobody has connected or duplicated. False if it is something else.
+pub(crate) fn forget_unconnected(fd: c_int) -> bool {
+    let index = fd.cast_unsigned() as usize;
+    // SAFETY: a chunk, once there, is never unmapped.
+    let chunk = TABLE.get(index >> CHUNK_BITS).and_then(|chunk| unsafe { chunk.load(Acquire).as_ref() });
+    let cell = chunk.and_then(|chunk| chunk.0.get(index & (CHUNK - 1)));
+    cell.is_some_and(|cell| cell.compare_exchange(TAG_UNCONNECTED, 0, AcqRel, Relaxed).is_ok())
 }
 
 /// Calls `visit` for every descriptor from `first` to `last` that has an entry. Costs nothing where nothing was ever selected.

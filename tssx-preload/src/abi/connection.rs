@@ -11,12 +11,18 @@ use crate::process::descriptors;
 use crate::socket::{establish, options, wait};
 use crate::{fd_table, init, next};
 
-/// socket(2): a fresh number carries nothing of ours.
+/// The bits of socket(2)'s type that are no flags (include/linux/net.h, SOCK_TYPE_MASK).
+const KIND: c_int = 0xf;
+
+/// socket(2): a fresh number carries nothing of ours, but perhaps will.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     // SAFETY: no pointers.
     let fd = unsafe { next::socket(domain, kind, protocol) };
     descriptors::clear_stale(fd);
+    if fd >= 0 && domain == libc::AF_UNIX && kind & KIND == libc::SOCK_STREAM {
+        establish::made(fd);
+    }
     fd
 }
 

@@ -16,7 +16,7 @@ use crate::readiness::poll::Masked;
 use crate::readiness::postponed::{self, Revived};
 use crate::readiness::{control, epoll};
 use crate::user_memory::{self, Access};
-use crate::{fd_table, init, next};
+use crate::{fd_table, next};
 
 /// A fresh number carries nothing of ours; notes about the set begin now.
 fn created(epoll_fd: c_int) -> c_int {
@@ -46,6 +46,18 @@ pub(crate) unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
 /// epoll_ctl(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
+    // Of what has no entry nothing is noted.
+    let plain = !fd_table::is_ours(fd) && !postponed::any();
+    // SAFETY: the caller keeps epoll_ctl(2)'s contract.
+    unsafe { if plain { next::epoll_ctl(epoll_fd, operation, fd, event) } else { control(epoll_fd, operation, fd, event) } }
+}
+
+/// epoll_ctl on what we know something about, or while a removal is postponed.
+///
+/// # Safety
+/// As epoll_ctl(2).
+#[inline(never)]
+unsafe fn control(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
     let there = || user_memory::is_accessible(event.addr(), size_of::<epoll_event>(), Access::Read);
     if operation == libc::EPOLL_CTL_DEL && postponed::postpone(epoll_fd, fd) {
         control::changed(epoll_fd, operation, fd, None, None);
@@ -81,7 +93,7 @@ pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd:
         errno::set(kept);
         return result;
     }
-    if fd_table::get(fd).is_some() || init::active().is_some() {
+    if fd_table::is_ours(fd) {
         // The kernel has read it, but for EPOLL_CTL_DEL.
         let event = event.cast_const();
         // SAFETY: as above; `epoll_event` is packed, so any address is aligned.

@@ -67,7 +67,7 @@ fn part_with(fd: c_int, entry: Option<Entry>, cause: Cause) -> Closing {
             endpoint.schedule.forget_mailbox();
         }
         Some(Entry::Registered(Some(pending))) => pending.forget(),
-        Some(Entry::Listener(_) | Entry::Registered(None)) | None => {}
+        Some(Entry::Listener(_) | Entry::Unconnected { .. } | Entry::Registered(None)) | None => {}
     }
     Closing { last_of }
 }
@@ -111,7 +111,9 @@ pub(crate) fn close(fd: c_int) -> c_int {
 
 #[inline(never)]
 fn close_ours_at(fd: c_int) -> c_int {
-    if process::is_borrowed() {
+    // What is noted of these is found out again, or done without: no need to ask the kernel whose the table is.
+    let noted = matches!(fd_table::get(fd), Some(Entry::Unconnected { .. } | Entry::Registered(_) | Entry::Listener(_)));
+    if fd_table::forget_unconnected(fd) || (!noted && process::is_borrowed()) {
         // SAFETY: no pointers.
         return unsafe { next::close(fd) };
     }
@@ -185,6 +187,12 @@ fn duplicated(fd: c_int, copy: c_int) {
         Some(Entry::Listener(path)) => {
             let previous = fd_table::set(copy, Some(Entry::Listener(path))).ok().flatten();
             retire(copy, previous, Cause::Stale);
+        }
+        Some(Entry::Unconnected { .. }) => {
+            for number in [fd, copy] {
+                let previous = fd_table::set(number, Some(Entry::Unconnected { duplicated: true })).ok().flatten();
+                retire(number, previous, Cause::Stale);
+            }
         }
         Some(Entry::Registered(pending)) => {
             // Either may be connected; the set knows the first number, which may be closed by then.

@@ -185,7 +185,7 @@ pub(crate) fn in_child() {
             let _ = fd_table::set(fd, None);
             sys::close(fd);
         }
-        Entry::Listener(_) | Entry::Registered(_) => {}
+        Entry::Listener(_) | Entry::Unconnected { .. } | Entry::Registered(_) => {}
     });
 }
 

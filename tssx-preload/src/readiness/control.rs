@@ -176,6 +176,13 @@ pub(crate) fn connected(fd: c_int, told: Option<(&'static EpollSet, epoll_event)
     told.zip(fd_table::stream(fd)).is_some_and(|((set, event), endpoint)| Noted::new(set, fd, endpoint, Some(event)).kept)
 }
 
+/// Whether the process has an epoll set that we know of.
+pub(crate) fn any_set() -> bool {
+    let mut any = false;
+    fd_table::for_each(0, u32::MAX, |_, entry| any |= matches!(entry, Entry::Epoll(_)));
+    any
+}
+
 /// Held while a set is made for an epoll descriptor.
 static ADOPTING: AtomicU64 = AtomicU64::new(0);
 

@@ -1,21 +1,19 @@
 //! A stream socket that is in an epoll set before it is connected, as nginx has its upstreams: what the set was told, so that the record
-//! can be made when the connection turns out to be a selected one.
+//! can be made when the connection turns out to be a selected one. Only a socket that socket(2) was seen to make is noted: a note about each
+//! eventfd, timer or TCP connection would cost every program that has nothing to do with us.
 
 #![allow(unsafe_code, reason = "a promise about a type's bytes")]
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
 
 use libc::epoll_event;
-use tssx_core::sys;
 
 use super::control;
 use super::interest::EpollSet;
 use crate::fd_table::{self, Entry};
-use crate::init;
 use crate::memory::{Pool, Pooled, ZeroInit};
-use crate::socket::establish;
 
 /// What one set was told of one socket. Zero is unused.
 pub(crate) struct Pending {
@@ -37,6 +35,9 @@ impl Pooled for Pending {
 }
 
 static POOL: Pool<Pending> = Pool::new();
+
+/// Whether an unconnected socket was in a set ever that several numbers led to: it may be connected by any of them.
+static DUPLICATES: AtomicBool = AtomicBool::new(false);
 
 /// In a forked child.
 pub(crate) fn pool_after_fork_in_child() {
@@ -70,28 +71,29 @@ impl Pending {
     }
 }
 
+/// Whether one of the process's duplicated sockets may be in a set that did not note it.
+pub(crate) fn duplicates_are_in_sets() -> bool {
+    DUPLICATES.load(Relaxed)
+}
+
 /// After an epoll_ctl(2) that succeeded, on something that is no selected stream: if it is connected later, to a selected name, its
-/// record is made then. One set is remembered; in several it stays with the kernel.
+/// record is made then. One set is remembered; once it was in several it stays with the kernel.
 pub(super) fn note(epoll: c_int, operation: c_int, fd: c_int, event: Option<epoll_event>) {
     match (fd_table::get(fd), event) {
-        (None, Some(event)) if operation == libc::EPOLL_CTL_ADD && init::active().is_some() => {
-            let pending = may_connect(fd).then(|| control::adopt(epoll)).flatten().and_then(|set| Pending::new(epoll, set, event));
-            replace(fd, Some(Entry::Registered(pending)));
+        (Some(Entry::Unconnected { duplicated: true }), Some(_)) => DUPLICATES.store(true, Relaxed),
+        (Some(Entry::Unconnected { .. }), Some(event)) if operation == libc::EPOLL_CTL_ADD => {
+            let pending = control::adopt(epoll).and_then(|set| Pending::new(epoll, set, event));
+            replace(fd, Entry::Registered(pending));
         }
-        (Some(Entry::Registered(Some(_))), _) if operation == libc::EPOLL_CTL_ADD => replace(fd, Some(Entry::Registered(None))),
+        (Some(Entry::Registered(Some(_))), _) if operation == libc::EPOLL_CTL_ADD => replace(fd, Entry::Registered(None)),
         (Some(Entry::Registered(Some(pending))), Some(event)) => pending.change(event),
-        (Some(Entry::Registered(_)), None) => replace(fd, None),
+        (Some(Entry::Registered(Some(_))), None) => replace(fd, Entry::Unconnected { duplicated: false }),
         _ => {}
     }
 }
 
-fn replace(fd: c_int, entry: Option<Entry>) {
-    if let Ok(Some(Entry::Registered(Some(before)))) = fd_table::set(fd, entry) {
+fn replace(fd: c_int, entry: Entry) {
+    if let Ok(Some(Entry::Registered(Some(before)))) = fd_table::set(fd, Some(entry)) {
         before.forget();
     }
-}
-
-/// A Unix stream socket, which may become a connection of ours.
-fn may_connect(fd: c_int) -> bool {
-    sys::getsockopt::<c_int>(fd, libc::SO_DOMAIN) == Ok(libc::AF_UNIX) && establish::is_stream(fd)
 }

@@ -21,7 +21,7 @@ use crate::fd_table::{self, Entry};
 use crate::process::descriptors;
 use crate::process::log::{self, Event};
 use crate::readiness::control;
-use crate::readiness::pending::Pending;
+use crate::readiness::pending::{self, Pending};
 use crate::{init, process};
 
 /// Bytes of an address before the name.
@@ -40,6 +40,14 @@ fn name_of(address: &sockaddr_un, length: usize) -> ([u8; NAME_MAX], usize) {
         Some(length) => length,
     };
     (name, length)
+}
+
+/// After socket(2) made a Unix stream socket.
+pub(crate) fn made(fd: c_int) {
+    if init::active().is_some() {
+        // Without memory for the entry it is one of which nothing is known.
+        let _ = fd_table::set(fd, Some(Entry::Unconnected { duplicated: false }));
+    }
 }
 
 /// After a `connect` that succeeded: selects the connection if its name is selected and it is a stream.
@@ -63,19 +71,26 @@ pub(crate) unsafe fn connected(fd: c_int, address: *const sockaddr, length: sock
     }
     let (name, length) = name_of(&address, length);
     let name = name.get(..length).unwrap_or(&[]);
+    let entry = fd_table::get(fd);
+    let made_here = matches!(entry, Some(Entry::Unconnected { .. } | Entry::Registered(_)));
     if policy.selects(name)
-        && is_stream(fd)
+        && (made_here || is_stream(fd))
         && let Some(path) = init::ledger().and_then(|ledger| slots::path_index(ledger, name))
     {
         // In an epoll set already?
-        let told = match fd_table::get(fd) {
+        let told = match entry {
+            Some(Entry::Unconnected { duplicated }) => (duplicated && pending::duplicates_are_in_sets()).then_some(None),
             Some(Entry::Registered(pending)) => Some(pending.and_then(Pending::told)),
-            _ => None,
+            // Made where we did not see it.
+            _ => control::any_set().then_some(None),
         };
         select(fd, path, ROLE_CONNECTOR);
         if told.is_some_and(|told| !control::connected(fd, told)) {
             give_up(fd, Reason::EpollMode);
         }
+    } else if made_here {
+        let previous = fd_table::set(fd, None).ok().flatten();
+        descriptors::retire(fd, previous, descriptors::Cause::Stale);
     }
 }
 

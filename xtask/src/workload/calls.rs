@@ -13,6 +13,7 @@ use anyhow::Result;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
 use nix::sys::select::{FdSet, select};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -30,7 +31,7 @@ const WARM_UP_BATCHES: usize = 3;
 type Call = (&'static str, u32, fn(&mut Files) -> Result<()>);
 
 /// Every call.
-pub(crate) const CALLS: [Call; 10] = [
+pub(crate) const CALLS: [Call; 12] = [
     ("write to /dev/null", 1, |files| Ok(files.null.write_all(&[0])?)),
     ("read from /dev/zero", 1, |files| Ok(files.zero.read_exact(&mut [0])?)),
     ("writev to /dev/null", 1, |files| Ok(writev(&files.null, &[IoSlice::new(&[0])]).map(drop)?)),
@@ -52,6 +53,14 @@ pub(crate) const CALLS: [Call; 10] = [
         Ok(select(highest + 1, &mut set, None, None, &mut TimeVal::zero()).map(drop)?)
     }),
     ("epoll_wait, at once", 1, |files| Ok(files.epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO).map(drop)?)),
+    ("epoll_ctl, EPOLL_CTL_MOD", 1, |files| {
+        let mut event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        Ok(files.epoll.modify(&files.datagrams.0, &mut event)?)
+    }),
+    ("epoll_ctl, in and out", 2, |files| {
+        files.epoll.add(&files.counter, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
+        Ok(files.epoll.delete(&files.counter)?)
+    }),
     ("fcntl, F_GETFL", 1, |files| Ok(fcntl(&files.null, FcntlArg::F_GETFL).map(drop)?)),
     ("dup and close", 2, |files| Ok(nix::unistd::dup(&files.null).map(drop)?)),
 ];
@@ -63,6 +72,8 @@ pub(crate) struct Files {
     datagrams: (OwnedFd, OwnedFd),
     streams: (UnixStream, UnixStream),
     epoll: Epoll,
+    /// In no set.
+    counter: EventFd,
 }
 
 impl Files {
@@ -76,6 +87,7 @@ impl Files {
             datagrams,
             streams: UnixStream::pair()?,
             epoll,
+            counter: EventFd::new()?,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! A socket that is in an epoll set before it is connected, as nginx does with its upstreams, and what can happen in between.
 
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::harness::{Case, Expect};
@@ -16,6 +18,21 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "two-epoll-sets-before-connected", server: echo_server, client: two_client, expect: Expect::Either },
     Case { name: "epoll-set-replaced-before-connected", server: echo_server, client: replaced_client, expect: Expect::Either },
     Case { name: "duplicate-in-epoll-before-connected", server: echo_server, client: duplicate_client, expect: Expect::Either },
+    Case {
+        name: "one-of-two-epoll-sets-left-before-connected",
+        server: echo_server,
+        client: one_left_client,
+        expect: Expect::Either,
+    },
+    Case {
+        name: "duplicated-and-in-epoll-before-connected",
+        server: echo_server,
+        client: duplicated_client,
+        expect: Expect::Either,
+    },
+    Case { name: "received-and-in-epoll-before-connected", server: echo_server, client: received_client, expect: Expect::Either },
+    Case { name: "duplicated-before-connected", server: echo_server, client: moved_client, expect: Expect::Accelerated },
+    Case { name: "connected-elsewhere-first", server: echo_server, client: refused_client, expect: Expect::Accelerated },
     Case { name: "epoll-by-a-thread-before-connected", server: echo_server, client: asleep_client, expect: Expect::Either },
 ];
 
@@ -129,6 +146,64 @@ fn duplicate_client(role: &Role) {
     connect(role, copy);
     rounds(copy, epoll, 1);
     ends(role, copy, epoll);
+}
+
+/// In the set that is left it is still.
+fn one_left_client(role: &Role) {
+    let (fd, first, second) = (sys::socket(libc::SOCK_STREAM), sys::epoll_create(), sys::epoll_create());
+    role.note("add", (control(first, ADD, fd, IN, 1), control(second, ADD, fd, IN, 2)));
+    role.note("del", control(first, DEL, fd, 0, 0));
+    connect(role, fd);
+    rounds(fd, second, 2);
+    ends(role, fd, second);
+}
+
+/// One number is in the set, the other one is connected.
+fn duplicated_client(role: &Role) {
+    let (fd, epoll) = (sys::socket(libc::SOCK_STREAM), sys::epoll_create());
+    let copy = sys::dup(fd);
+    role.note("add", control(epoll, ADD, fd, IN, 4));
+    connect(role, copy);
+    rounds(copy, epoll, 4);
+    role.note("close", sys::close(fd));
+    ends(role, copy, epoll);
+}
+
+/// As programs do that move their sockets to high numbers, and put them into a set afterwards.
+fn moved_client(role: &Role) {
+    let (fd, epoll) = (sys::socket(libc::SOCK_STREAM), sys::epoll_create());
+    let copy = sys::dup(fd);
+    role.note("close", sys::close(fd));
+    connect(role, copy);
+    role.note("add", control(epoll, ADD, copy, IN, 4));
+    rounds(copy, epoll, 4);
+    ends(role, copy, epoll);
+}
+
+/// Nobody knows where the socket comes from.
+fn received_client(role: &Role) {
+    let (fd, epoll) = (sys::socket(libc::SOCK_STREAM), sys::epoll_create());
+    let (one, other) = UnixStream::pair().expect("a pair");
+    role.note("sent", sys::send_descriptor(one.as_raw_fd(), fd));
+    role.note("close", sys::close(fd));
+    let (answer, received) = sys::recv_descriptor(other.as_raw_fd(), &mut [0]);
+    role.note("received", answer);
+    let fd = received.expect("a descriptor");
+    role.note("add", control(epoll, ADD, fd, IN, 6));
+    connect(role, fd);
+    rounds(fd, epoll, 6);
+    ends(role, fd, epoll);
+}
+
+/// A connect that fails, while the socket is in the set: the next one is as if it had been the first.
+fn refused_client(role: &Role) {
+    let (fd, epoll) = (sys::socket(libc::SOCK_STREAM), sys::epoll_create());
+    role.note("nobody", sys::connect(fd, "/nonexistent/socket"));
+    role.note("add", control(epoll, ADD, fd, IN, 8));
+    role.note("nobody", sys::connect(fd, "/nonexistent/socket"));
+    connect(role, fd);
+    rounds(fd, epoll, 8);
+    ends(role, fd, epoll);
 }
 
 /// Another thread is asleep in the set from before the connect on.
