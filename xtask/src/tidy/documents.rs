@@ -9,7 +9,7 @@ use super::source::Functions;
 use super::{Finding, Tree};
 
 /// Everything that may stand at the top level.
-const TOP_LEVEL: [&str; 21] = [
+const TOP_LEVEL: [&str; 22] = [
     ".cargo",
     ".ci",
     ".gitignore",
@@ -24,6 +24,7 @@ const TOP_LEVEL: [&str; 21] = [
     "SECURITY.md",
     "README.md",
     "clippy.toml",
+    "deny.toml",
     "rust-toolchain.toml",
     "rustfmt.toml",
     "tssx-core",

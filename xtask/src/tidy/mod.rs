@@ -2,6 +2,7 @@
 //! wrong; remedy`.
 //!
 //! - [`layers`]: who may depend on whom, and that every dependency of the library is justified;
+//! - [`licences`]: that of every crate is one that deny.toml allows;
 //! - [`source`]: unsafe code only where [`unsafe_list`] says, file and function length, no stubs, module headers;
 //! - [`protocol`]: PROTOCOL.md lists every field of the shared layouts with its offset;
 //! - [`documents`]: the top level, ARCHITECTURE.md's walk of `read()`, no paths of one machine.
@@ -9,6 +10,7 @@
 mod documents;
 mod layers;
 mod layout;
+mod licences;
 mod protocol;
 mod source;
 mod unsafe_list;
@@ -30,9 +32,10 @@ pub(crate) struct Rule {
 }
 
 /// Every rule.
-pub(crate) const RULES: [Rule; 10] = [
+pub(crate) const RULES: [Rule; 11] = [
     Rule { name: "layers: crates depend one way", find: layers::directions },
     Rule { name: "layers: each dependency inside other people's processes is justified", find: layers::justified },
+    Rule { name: "licences and sources of what we build on", find: licences::allowed },
     Rule { name: "unsafe only in listed modules", find: source::unsafe_list },
     Rule { name: "files and functions are short", find: source::lengths },
     Rule { name: "no stub, no ignored test", find: source::stubs },
