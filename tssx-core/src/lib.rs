@@ -28,6 +28,7 @@ pub mod packets;
 pub mod reason;
 pub mod recall;
 pub mod reclaim;
+pub mod release;
 pub mod remainder;
 pub mod rendezvous;
 pub mod ring;

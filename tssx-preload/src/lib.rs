@@ -39,3 +39,13 @@ mod personality {
     // definition is hidden, so that the library exports nothing but libc's names.
     core::arch::global_asm!(".globl rust_eh_personality", ".hidden rust_eh_personality", "rust_eh_personality:", "hlt");
 }
+
+#[allow(unsafe_code, reason = "names a section of the library")]
+mod release {
+    use tssx_core::release::Note;
+
+    // What `tssx-trace doctor` reads without loading the library.
+    #[used]
+    #[unsafe(link_section = ".note.tssx")]
+    static NOTE: Note = Note::own();
+}

@@ -52,7 +52,7 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Start a command with the library and a selection of sockets
     Run(RunArgs),
-    /// Show what the tracer can do on this machine, what it lacks, and the remedy
+    /// Show what the tracer can do on this machine, and by a self-test that the library works; what is missing, with the remedy
     Doctor(DoctorArgs),
     /// Measure on this host what rings save, by size of the message, and keep the figures
     Bench(BenchArgs),
@@ -63,6 +63,9 @@ pub(crate) enum Command {
     /// One of the two processes of a measurement
     #[command(hide = true)]
     BenchEnd(BenchEndArgs),
+    /// One of the processes of a self-test
+    #[command(hide = true)]
+    SelfTestEnd(BenchEndArgs),
 }
 
 #[derive(Debug, Args)]
@@ -131,13 +134,15 @@ pub(crate) struct BenchEndArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Every mode is tried for real: its programs are loaded, attached and taken away again.
+Every mode is tried for real: its programs are loaded, attached and taken away again. The library is looked for where `run` does, loaded, and
+tested: two processes exchange messages over a socket of their own, with the TSSX_ variables of this environment, and the library's statistics
+and the kernel programs must show that rings carried them.
 
 Examples:
   sudo tssx-trace doctor
-  sudo tssx-trace doctor --json | jq .
+  sudo tssx-trace doctor --json | jq '.checks[] | select(.outcome != \"ok\")'
 
-Exit status: 0 traffic can be measured; 5 only snapshots work, or nothing.")]
+Exit status, the first that applies: 6 the library is missing, does not fit or does not accelerate; 5 only snapshots work, or nothing; 0 else.")]
 pub(crate) struct DoctorArgs {
     /// Print JSON instead of text
     #[arg(long)]

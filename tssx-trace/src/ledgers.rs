@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
+use anyhow::Context;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::SealFlags;
 use tssx_core::ledger::layout::{LEDGER_SIZE, ROLE_ACCEPTOR, SLOT_CLOSED};
@@ -250,6 +251,23 @@ fn parse_line(line: &[u8]) -> Option<(&str, LedgerId)> {
     let name = words.next()?;
     let is_ledger = name.as_bytes() == MAPS_NAME && permissions.starts_with('r') && permissions.ends_with('s');
     is_ledger.then_some((range, LedgerId { device, inode }))
+}
+
+/// What the library has written of this process's own connections; `None` where it has made no ledger here.
+///
+/// # Errors
+/// Where /proc is not mounted, or the ledger is of another release.
+pub(crate) fn own_slots() -> anyhow::Result<Option<Vec<SlotSnapshot>>> {
+    let maps = std::fs::read("/proc/self/maps").context("cannot read /proc/self/maps: mount /proc")?;
+    let range = maps.split(|byte| *byte == b'\n').find_map(|line| parse_line(line).map(|(range, _)| range));
+    let Some((start, end)) = range.and_then(|range| range.split_once('-')) else { return Ok(None) };
+    let [start, end] = [start, end].map(|address| usize::from_str_radix(address, 16));
+    let (start, end) = (start?, end?);
+    // SAFETY: the library, which lives in this process, has mapped this range to be read and never takes it away again; it writes atomics
+    // only, which is what the view reads.
+    let view = unsafe { LedgerView::new(std::ptr::with_exposed_provenance(start), end.saturating_sub(start)) };
+    let view = view.map_err(|error| anyhow::anyhow!("the own ledger cannot be read: {error:?}"))?;
+    Ok(Some(view.slots().collect()))
 }
 
 /// Maps the ledger that process `pid` has at `range`. `Ok(None)` if it is gone.

@@ -1,9 +1,13 @@
-//! Where the preload library is.
+//! Where the preload library is, and of which release.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use object::Endianness;
+use object::elf::{ET_DYN, FileHeader64};
+use object::read::elf::{ElfFile, FileHeader, ProgramHeader};
+use tssx_core::release::{KIND, OWNER, Release};
 
 /// File name of the library.
 const NAME: &str = "libtssx_preload.so";
@@ -25,8 +29,7 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
     }
     let mut places = Vec::new();
     if let Some(directory) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
-        places.push(directory.join(NAME));
-        places.push(directory.join("../lib/tssx").join(NAME));
+        places.extend(beside(directory));
     }
     places.extend(SYSTEM.iter().map(|directory| Path::new(directory).join(NAME)));
     for place in &places {
@@ -42,6 +45,53 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
     )
 }
 
+/// Where it is beside a program in `directory`: in the same one, in the `lib` that belongs to a `bin`, and, for cargo's debug builds, where
+/// cargo leaves release builds: the library is built in no other way.
+fn beside(directory: &Path) -> Vec<PathBuf> {
+    let mut places = vec![directory.join(NAME), directory.join("../lib/tssx").join(NAME)];
+    if directory.file_name().is_some_and(|name| name == "debug") && directory.join("../CACHEDIR.TAG").is_file() {
+        places.push(directory.join("../release").join(NAME));
+    }
+    places
+}
+
+/// The release of a library file, as `version, protocol`: see [`describe`].
+///
+/// # Errors
+/// Where it is no library of TSSX for this machine, or of another release than this program.
+pub(crate) fn check_release(path: &Path) -> anyhow::Result<String> {
+    let shown = path.display();
+    let data = std::fs::read(path).with_context(|| format!("cannot read the library {shown}"))?;
+    let elf = ElfFile::<FileHeader64<Endianness>>::parse(&*data).map_err(|error| anyhow!("{shown} is broken: {error}"))?;
+    let endian = elf.endian();
+    if elf.elf_header().e_type(endian) != ET_DYN {
+        bail!("{shown} is not a shared library");
+    }
+    let mut headers = elf.elf_program_headers().iter();
+    let said = headers.find_map(|header| {
+        let mut notes = header.notes(endian, elf.data()).ok()??;
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == OWNER.split(|byte| *byte == 0).next()? && note.n_type(endian) == KIND {
+                return Some(note.desc());
+            }
+        }
+        None
+    });
+    let said = said.with_context(|| format!("{shown} does not say that it is a library of TSSX: it is another, or too old"))?;
+    let release = Release::parse(said).with_context(|| format!("{shown} has a note of TSSX that is not understood"))?;
+    if release != Release::OWN {
+        bail!("the library is {}, and tssx-trace is {}", describe(release), describe(Release::OWN));
+    }
+    Ok(describe(release))
+}
+
+/// A release for people.
+fn describe(release: Release<'_>) -> String {
+    let Release { version, segment, ledger } = release;
+    let version = crate::names::escape(version.as_bytes());
+    format!("version {version}, segment version {segment}, ledger version {ledger}")
+}
+
 /// Whether the environment names one.
 pub(crate) fn is_named() -> bool {
     std::env::var_os(VARIABLE).is_some()
@@ -55,7 +105,12 @@ fn check(path: &Path) -> anyhow::Result<()> {
     }
     let mut magic = [0; 4];
     let mut file = std::fs::File::open(path).with_context(|| format!("cannot read the library {shown}"))?;
-    file.read_exact(&mut magic).with_context(|| format!("cannot read the library {shown}"))?;
+    let read = file.read_exact(&mut magic);
+    if let Err(error) = &read
+        && error.kind() != std::io::ErrorKind::UnexpectedEof
+    {
+        read.with_context(|| format!("cannot read the library {shown}"))?;
+    }
     if magic != *b"\x7fELF" {
         bail!("{shown} is not a shared library");
     }
@@ -89,5 +144,21 @@ mod tests {
         assert!(error.to_string().contains("/etc/passwd"));
         assert!(check(Path::new("relative.so")).is_err());
         assert!(check(Path::new("/nonexistent.so")).is_err());
+        assert!(check_release(Path::new("/etc/passwd")).is_err());
+        let program = std::env::current_exe().expect("this program");
+        let error = check_release(&program).expect_err("refused");
+        assert!(error.to_string().contains("does not say that it is a library of TSSX"), "{error:#}");
+    }
+
+    #[test]
+    fn a_debug_build_looks_where_cargo_leaves_release_builds() {
+        let target = tempfile::tempdir().expect("a directory");
+        let debug = target.path().join("debug");
+        let release = debug.join("../release").join(NAME);
+        assert!(!beside(&debug).contains(&release), "it need not be cargo's");
+        std::fs::write(target.path().join("CACHEDIR.TAG"), "").expect("written");
+        std::fs::create_dir(&debug).expect("made");
+        assert!(beside(&debug).contains(&release));
+        assert!(!beside(target.path()).iter().any(|place| place.ends_with("release/libtssx_preload.so")));
     }
 }

@@ -9,7 +9,7 @@
 //! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from
 //! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format;
 //! an [`explanation`] shows one socket's two ends side by side. [`calibration`] is what
-//! `bench` measures, and [`gain`] what a recording comes to by it.
+//! `bench` measures, and [`gain`] what a recording comes to by it; the [`selftest`] is `doctor`'s proof that the library works here.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
@@ -53,6 +53,7 @@ mod proposal;
 mod recording;
 mod report;
 mod screen;
+mod selftest;
 mod shape;
 mod unix_diag;
 mod watch;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         cli::Command::Man(args) => commands::manual::man(args),
         cli::Command::Completions(args) => commands::manual::completions(args),
         cli::Command::BenchEnd(args) => commands::bench::end(args),
+        cli::Command::SelfTestEnd(args) => commands::doctor::end(args),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),

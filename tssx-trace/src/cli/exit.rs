@@ -19,5 +19,8 @@ pub(crate) const MEANINGS: [(u8, &str); 7] = [
     (LOST, "Some traffic could not be counted: the figures are lower bounds, or (suggest) miss too much to advise from."),
     (BELOW_MINIMUM, "A hit rate is below --min-hit-rate."),
     (NOTHING, "There was nothing to judge, to explain or to suggest, or (doctor) traffic cannot be measured here."),
-    (UNEXPECTED, "A socket of --expect has no accelerated connection."),
+    (
+        UNEXPECTED,
+        "A socket of --expect has no accelerated connection, or (doctor) the library is missing, does not fit or does not accelerate.",
+    ),
 ];

@@ -1,13 +1,15 @@
-//! `doctor`: what the tracer can do on this machine, what it lacks, and the remedy.
+//! `doctor`: what the tracer can do on this machine, whether the library works here, what is missing, and the remedy.
 
 use std::fmt::Write;
 
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::capabilities::{Capability, Finding, find};
-use crate::cli::{DoctorArgs, exit};
+use crate::cli::{BenchEndArgs, DoctorArgs, exit};
 use crate::mode::Mode;
 use crate::output::result;
+use crate::selftest::{Check, Outcome, checks, end::Task};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -19,6 +21,7 @@ struct Report<'a> {
     mode: Option<&'static str>,
     mode_limits: &'static [&'static str],
     capabilities: &'a [Capability],
+    checks: &'a [Check],
 }
 
 /// Runs the subcommand.
@@ -32,16 +35,32 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
     };
     let lists = capabilities.iter().any(|capability| capability.name == "unix_diag" && capability.works());
     let mode = Mode::ALL.into_iter().filter(|_| lists).find(works);
+    let checks = checks();
     let report = Report {
         format: "tssx-trace doctor",
-        version: 1,
+        version: 2,
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         mode: mode.map(Mode::name),
         mode_limits: mode.map_or(&[], Mode::limits),
         capabilities: &capabilities,
+        checks: &checks,
     };
     result(&if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { render(&report) })?;
-    Ok(if mode.is_some_and(Mode::measures_traffic) { 0 } else { exit::NOTHING })
+    Ok(match mode {
+        _ if checks.iter().any(|check| check.outcome == Outcome::Failed) => exit::UNEXPECTED,
+        Some(mode) if mode.measures_traffic() => 0,
+        _ => exit::NOTHING,
+    })
+}
+
+/// One of the processes of the self-test.
+///
+/// # Errors
+/// As [`Task::run`].
+pub(crate) fn end(args: &BenchEndArgs) -> anyhow::Result<u8> {
+    let task: Task = serde_json::from_str(&args.task).context("self-test-end is started by `tssx-trace doctor` alone")?;
+    task.run()?;
+    Ok(0)
 }
 
 fn render(report: &Report<'_>) -> String {
@@ -67,6 +86,13 @@ fn render(report: &Report<'_>) -> String {
     };
     for limit in report.mode_limits {
         let _ = writeln!(text, "Limit: {limit}.");
+    }
+    text.push('\n');
+    for check in report.checks {
+        let _ = writeln!(text, "{}: {}: {}", check.outcome.name(), check.name, check.detail);
+        if let Some(remedy) = check.remedy {
+            let _ = writeln!(text, "       remedy: {remedy}");
+        }
     }
     text
 }

@@ -39,6 +39,11 @@ impl Schema {
         Self::parse(include_str!("../../schema/calibration-1.json"))
     }
 
+    /// That of `doctor`.
+    pub(crate) fn of_doctor() -> Self {
+        Self::parse(include_str!("../../schema/doctor-2.json"))
+    }
+
     fn parse(text: &str) -> Self {
         Self { root: serde_json::from_str(text).expect("the schema is JSON") }
     }

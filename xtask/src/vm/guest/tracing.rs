@@ -84,7 +84,7 @@ fn modes() -> Result<[(&'static str, Expected); 5]> {
 
 /// `doctor` tries each mode, chooses as `auto` does, and has a remedy for what does not work.
 fn doctor() -> Result<()> {
-    let output = run::capture(Command::new(TRACE).args(["doctor", "--json"]), PATIENCE)?;
+    let output = run::capture(Command::new(TRACE).args(["doctor", "--json"]).env("TSSX_PRELOAD", LIBRARY), PATIENCE)?;
     ensure!(output.status.code() == Some(0), "{} instead of exit code 0: {}", output.status, output.stderr);
     let report: Value = serde_json::from_str(&output.stdout)?;
     ensure!(report["mode"] == "fexit", "the best mode here is fexit: {report}");
