@@ -1,6 +1,7 @@
 //! The command line: what clap reads, and the help texts.
 
 pub(crate) mod exit;
+pub(crate) mod export;
 mod parse;
 
 use std::ffi::OsString;
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Tell why a socket, or the sockets of a process, are not accelerated, and what to do (needs root, or --from)
     Explain(ExplainArgs),
+    /// Serve metrics for Prometheus: traffic by rings and by the kernel, connections, reasons, losses (needs root, or what doctor names)
+    Export(export::ExportArgs),
     /// Start a command with the library and a selection of sockets
     Run(RunArgs),
     /// Show what the tracer can do on this machine, and by a self-test that the library works; what is missing, with the remedy
@@ -179,14 +182,8 @@ pub(crate) struct WindowArgs {
 impl WindowArgs {
     /// The window, with that time between two looks for ledgers; with `needs_traffic`, a mode without traffic is refused.
     pub(crate) fn window(&self, ledger_period: Duration, needs_traffic: bool) -> Window {
-        let probe = ProbeOptions {
-            mode: self.mode,
-            needs_traffic,
-            max_sockets: self.max_sockets,
-            ring_bytes: self.ring_bytes,
-            log: self.kernel_log,
-            closer: false,
-        };
+        let (mode, max_sockets, ring_bytes, log) = (self.mode, self.max_sockets, self.ring_bytes, self.kernel_log);
+        let probe = ProbeOptions { mode, needs_traffic, max_sockets, ring_bytes, log, closer: false };
         Window { duration: Some(self.duration.unwrap_or(DEFAULT_DURATION)), closer: None, ledger_period, probe }
     }
 }

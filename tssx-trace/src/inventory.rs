@@ -44,6 +44,16 @@ impl Kind {
             _ => Self::Unknown,
         }
     }
+
+    /// As in recordings.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Datagram => "datagram",
+            Self::Seqpacket => "seqpacket",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A socket file by device and inode, as stat(2) gives them, the inode's low 32 bits only: UNIX_DIAG has no more.
@@ -99,7 +109,7 @@ pub(crate) struct SocketInfo {
     pub(crate) queued_before: u64,
     /// Bytes that it can read, at the latest dump that saw it.
     queued: Option<u64>,
-    /// Number of that dump.
+    /// Number of that dump; of a socket that no dump saw, of the one before it was told.
     seen: u64,
 }
 
@@ -120,6 +130,9 @@ impl SocketInfo {
         }
     }
 }
+
+/// A socket that was in none of so many dumps is gone: one may have been told after the first had begun.
+const DUMPS_TO_FORGET: u64 = 2;
 
 /// The merged dumps.
 pub(crate) struct Inventory {
@@ -238,7 +251,8 @@ impl Inventory {
 
     /// Merges what the kernel programs told of a socket.
     pub(crate) fn add_birth(&mut self, birth: &Birth) {
-        let fresh = || SocketInfo::new(0, Kind::from_raw(u8::try_from(birth.kind).unwrap_or(0)), u64::from(birth.network));
+        let kind = Kind::from_raw(u8::try_from(birth.kind).unwrap_or(0));
+        let fresh = || SocketInfo { seen: self.dumps, ..SocketInfo::new(0, kind, u64::from(birth.network)) };
         let known = self.sockets.entry(birth.cookie).or_insert_with(fresh);
         known.peer = known.peer.or((birth.peer != 0).then_some(birth.peer));
         let Some(name) = birth.name.get(..usize::from(birth.length)).and_then(convert_name) else { return };
@@ -253,6 +267,27 @@ impl Inventory {
     /// Bytes that the socket could read when the latest dump saw it; `None` if it is gone.
     pub(crate) fn queued(&self, cookie: u64) -> Option<u64> {
         self.sockets.get(&cookie).filter(|info| info.seen == self.dumps).and_then(|info| info.queued)
+    }
+
+    /// Whether the latest dump saw this socket, or it was told of since.
+    pub(crate) fn is_there(&self, cookie: u64) -> bool {
+        self.sockets.get(&cookie).is_some_and(|info| info.seen == self.dumps)
+    }
+
+    /// The cookies of sockets that are gone, and so are their peers: those that were in none of the last dumps, as far as these show
+    /// their namespace.
+    pub(crate) fn gone(&self) -> HashSet<u64> {
+        let sees_all = self.closed_namespaces.is_empty();
+        let is_gone = |info: &SocketInfo| info.seen + DUMPS_TO_FORGET <= self.dumps && (info.inode != 0 || sees_all);
+        let has_gone = |cookie: u64| self.sockets.get(&cookie).is_none_or(is_gone);
+        let gone = self.sockets.iter().filter(|(_, info)| is_gone(info) && info.peer.is_none_or(has_gone));
+        gone.map(|(cookie, _)| *cookie).collect()
+    }
+
+    /// Forgets these sockets.
+    pub(crate) fn forget(&mut self, cookies: &HashSet<u64>) {
+        self.sockets.retain(|cookie, _| !cookies.contains(cookie));
+        self.by_inode.retain(|_, cookie| !cookies.contains(cookie));
     }
 
     /// What is known of the socket with this cookie.
@@ -333,7 +368,15 @@ mod tests {
         drop((client, server));
 
         inventory.refresh().expect("dump");
-        assert!(inventory.socket(*accepted_cookie(&inventory, &text)).is_some(), "a closed socket stays known");
+        let accepted = *accepted_cookie(&inventory, &text);
+        assert!(!inventory.gone().contains(&accepted), "it may be in the next dump");
+        inventory.refresh().expect("dump");
+        let gone = inventory.gone();
+        assert!(gone.contains(&accepted) && inventory.socket(accepted).is_some(), "a closed socket stays known");
+        inventory.forget(&gone);
+        assert!(inventory.socket(accepted).is_none(), "until it is to be forgotten");
+        let listener = |(_, info): &(u64, &SocketInfo)| info.name == Some(SocketName::Abstract(text.clone().into_bytes()));
+        assert!(inventory.sockets().any(|socket| listener(&socket)), "what is open stays");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use memmap2::{MmapOptions, MmapRaw};
@@ -39,7 +40,12 @@ struct Ledger {
     view: LedgerView,
     pids: BTreeSet<u32>,
     exhausted_before: u64,
+    /// Since when none of `pids` lives.
+    ended: Option<Instant>,
 }
+
+/// A ledger whose processes are all gone for so long has no other that was not found yet.
+const TIME_TO_FORGET: Duration = Duration::from_secs(30);
 
 /// One end of one selected connection over the window.
 #[derive(Clone, Debug)]
@@ -57,6 +63,16 @@ impl LedgerEnd {
     /// How much a counter grew within the window. A counter that went back is a lie and counts as nothing.
     pub(crate) fn grew(&self, counter: impl Fn(&SlotSnapshot) -> u64) -> u64 {
         counter(&self.now).saturating_sub(counter(&self.before))
+    }
+
+    /// The slot when the window began; all zero for an end that came later.
+    pub(crate) fn before(&self) -> SlotSnapshot {
+        self.before
+    }
+
+    /// Whether this end was there when the window began.
+    pub(crate) fn was_there(&self) -> bool {
+        self.before != SlotSnapshot::default()
     }
 
     /// Whether this end was closed before the window began.
@@ -165,6 +181,11 @@ impl Ledgers {
         self.current.values().map(Box::as_ref).chain(&self.past).filter(|end| !end.is_old())
     }
 
+    /// How many ledgers are read.
+    pub(crate) fn count(&self) -> u64 {
+        self.mapped.len() as u64
+    }
+
     /// Processes that had this ledger mapped when it was looked at.
     pub(crate) fn pids(&self, id: LedgerId) -> impl Iterator<Item = u32> + '_ {
         self.mapped.get(&id).into_iter().flat_map(|ledger| ledger.pids.iter().copied())
@@ -188,6 +209,19 @@ impl Ledgers {
     /// Ledgers that were found and not believed, with the reason.
     pub(crate) fn refused(&self) -> impl Iterator<Item = &str> {
         self.refused.values().map(String::as_str)
+    }
+
+    /// Forgets what slots held before they were used again, and ledgers whose processes are all gone.
+    pub(crate) fn forget(&mut self) {
+        self.past.clear();
+        let now = Instant::now();
+        for ledger in self.mapped.values_mut() {
+            let lives = ledger.pids.iter().any(|pid| std::fs::exists(format!("/proc/{pid}")).unwrap_or(true));
+            ledger.ended = if lives { None } else { ledger.ended.or(Some(now)) };
+        }
+        self.mapped.retain(|_, ledger| ledger.ended.is_none_or(|ended| now - ended < TIME_TO_FORGET));
+        self.current.retain(|(id, _), _| self.mapped.contains_key(id));
+        self.refused.clear(); // the next look finds those again that are still there
     }
 
     /// Looks into one process; `None` if it is gone.
@@ -306,7 +340,7 @@ fn map_file(file: &File) -> Result<(LedgerId, Ledger), String> {
         Err(error) => return Err(format!("its ledger cannot be read: {error:?}")),
     };
     let id = LedgerId { device: metadata.dev(), inode: metadata.ino() };
-    Ok((id, Ledger { _mapping: mapping, view, pids: BTreeSet::new(), exhausted_before: 0 }))
+    Ok((id, Ledger { _mapping: mapping, view, pids: BTreeSet::new(), exhausted_before: 0, ended: None }))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from
 //! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format;
 //! an [`explanation`] shows one socket's two ends side by side. [`calibration`] is what
-//! `bench` measures, and [`gain`] what a recording comes to by it; the [`selftest`] is `doctor`'s proof that the library works here.
+//! `bench` measures, and [`gain`] what a recording comes to by it; [`export`] keeps what a window without end sees as metrics; the [`selftest`] is `doctor`'s proof that the library works here.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
@@ -25,6 +25,7 @@ mod cost;
 mod env_file;
 mod evidence;
 mod explanation;
+mod export;
 mod facts;
 mod filter;
 mod gain;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         cli::Command::Discover(args) => commands::discover::run(args),
         cli::Command::Suggest(args) => commands::suggest::run(args),
+        cli::Command::Export(args) => commands::export::run(args),
         cli::Command::Run(args) => commands::run::run(args),
         cli::Command::Verify(args) => commands::verify::run(args),
         cli::Command::Explain(args) => commands::explain::run(args),

@@ -10,6 +10,7 @@ mod closer;
 mod object;
 mod traffic;
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -229,6 +230,17 @@ impl Probe {
     pub(crate) fn traffic(&self) -> anyhow::Result<Vec<SocketTraffic>> {
         let Some(ebpf) = &self.ebpf else { return Ok(Vec::new()) };
         traffic::read(ebpf)
+    }
+
+    /// Forgets the records of these sockets, which must be gone; takes those out of `cookies` that cannot be forgotten yet.
+    ///
+    /// # Errors
+    /// Where the kernel's maps cannot be read.
+    pub(crate) fn forget(&mut self, cookies: &mut HashSet<u64>) -> anyhow::Result<()> {
+        match &mut self.ebpf {
+            Some(ebpf) if !cookies.is_empty() => traffic::forget(ebpf, cookies),
+            _ => Ok(()),
+        }
     }
 
     /// What could not be counted. Read it before [`Probe::detach`], which forgets `missed_events`.

@@ -123,6 +123,20 @@ impl Processes {
         self.told.entry(pid).or_insert(name);
     }
 
+    /// Forgets processes that are gone, and the holders of sockets that `is_known` denies.
+    pub(crate) fn forget(&mut self, is_known: impl Fn(u64) -> bool) {
+        let alive: BTreeSet<u32> = pids().into_iter().map(i32::unsigned_abs).collect();
+        self.holders.retain(|inode, pids| {
+            pids.retain(|pid| alive.contains(pid));
+            is_known(*inode) && !pids.is_empty()
+        });
+        self.names.retain(|pid, _| alive.contains(pid));
+        self.told.retain(|pid, _| alive.contains(pid));
+        self.identities.retain(|pid, _| alive.contains(pid));
+        self.io_uring.retain(|pid, _| alive.contains(pid));
+        self.programs.retain(|pid, _| alive.contains(pid));
+    }
+
     /// The process's name: as it was seen alive, else as the kernel programs told.
     pub(crate) fn name(&self, pid: u32) -> Option<&str> {
         self.names.get(&pid).or_else(|| self.told.get(&pid)).map(String::as_str)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::cost::{Cost, Meter};
@@ -39,7 +40,7 @@ const FACTS_TIME: Duration = Duration::from_millis(1);
 const READING_SHARE: u32 = 4;
 
 /// A time that no window reaches; the event loop's clock can still add it.
-const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Everything a window saw.
 pub(crate) struct Observation {
@@ -88,6 +89,16 @@ pub(crate) trait Viewer {
 
     /// The window has ended: whatever else is printed comes after this.
     fn end(&mut self);
+
+    /// Where somebody asks for looks besides. Can be taken once.
+    fn questions(&mut self) -> Option<UnboundedReceiver<()>> {
+        None
+    }
+
+    /// Whether sockets and processes that are gone may be forgotten after each look: else the window can tell of all that it saw.
+    fn forgets(&self) -> bool {
+        false
+    }
 }
 
 /// The same, with a viewer and the time between two of its looks.
@@ -106,6 +117,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     say_attached(&sources.seen, window.duration);
     let (view_period, mut viewer) = viewer.unzip();
     let view_period = view_period.unwrap_or(FOR_EVER);
+    let (mut questions, mut not_before) = (viewer.as_mut().and_then(|viewer| viewer.questions()), Instant::now());
 
     let mut ledger_ticks = ticks(window.ledger_period);
     let mut reading_ticks = ticks(READING_PERIOD);
@@ -130,8 +142,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
             newcomers = next_arrivals(&mut sources.arrivals) => sources.look_into(newcomers?),
             _ = ledger_ticks.tick() => {
                 let started = Instant::now();
-                sources.seen.ledgers.refresh();
-                sources.seen.processes.remember_new(sources.seen.ledgers.all_pids());
+                sources.look_for_ledgers();
                 ledger_ticks.reset_after(pause(window.ledger_period, LOOK_SHARE, started));
             }
             _ = reading_ticks.tick(), if !sources.seen.ledgers.is_empty() => {
@@ -143,20 +154,23 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
                 sources.read_births();
                 sources.seen.processes.gather(Some(FACTS_TIME));
             }
+            () = question(&mut questions, not_before) => {
+                let started = Instant::now();
+                if !sources.view(&mut viewer)? {
+                    break true;
+                }
+                not_before = started + pause(Duration::ZERO, LOOK_SHARE, started);
+            }
             _ = view_ticks.tick() => {
                 let started = Instant::now();
-                sources.look_now()?;
-                if let Some(viewer) = &mut viewer && !viewer.look(&sources.seen)? {
+                if !sources.view(&mut viewer)? {
                     break true;
                 }
                 view_ticks.reset_after(pause(view_period, LOOK_SHARE, started).saturating_sub(started.elapsed()));
             }
             _ = inventory_ticks.tick() => {
                 let started = Instant::now();
-                let sample = sources.probe.measure_run_time();
-                look_at_sockets(&mut sources.seen.inventory)?;
-                drop(sample);
-                sources.probe.flush_log();
+                sources.list_sockets()?;
                 inventory_ticks.reset_after(pause(INVENTORY_PERIOD, LOOK_SHARE, started));
             }
         }
@@ -236,6 +250,44 @@ impl Sources {
         }
     }
 
+    fn look_for_ledgers(&mut self) {
+        self.seen.ledgers.refresh();
+        self.seen.processes.remember_new(self.seen.ledgers.all_pids());
+    }
+
+    /// Lists the sockets; meanwhile the kernel measures what the programs take.
+    fn list_sockets(&mut self) -> anyhow::Result<()> {
+        let sample = self.probe.measure_run_time();
+        look_at_sockets(&mut self.seen.inventory)?;
+        drop(sample);
+        self.probe.flush_log();
+        Ok(())
+    }
+
+    /// Lets the viewer look; `false` ends the window.
+    fn view(&mut self, viewer: &mut Option<&mut dyn Viewer>) -> anyhow::Result<bool> {
+        self.look_now()?;
+        let Some(viewer) = viewer else { return Ok(true) };
+        let goes_on = viewer.look(&self.seen)?;
+        if viewer.forgets() {
+            self.forget()?;
+        }
+        Ok(goes_on)
+    }
+
+    /// Forgets sockets that are gone, with their records in the kernel, and ledgers and processes that are.
+    fn forget(&mut self) -> anyhow::Result<()> {
+        let Observation { inventory, ledgers, processes, .. } = &mut self.seen;
+        if !self.probe.mode().names_by_inode() {
+            let mut gone = inventory.gone();
+            self.probe.forget(&mut gone)?;
+            inventory.forget(&gone);
+        }
+        ledgers.forget();
+        processes.forget(|inode| inventory.cookie_of_inode(inode).is_some());
+        Ok(())
+    }
+
     /// Brings what was seen up to now, while the window goes on.
     fn look_now(&mut self) -> anyhow::Result<()> {
         self.seen.ledgers.refresh();
@@ -287,6 +339,16 @@ impl Sources {
         losses.refused_ledgers = ledgers.refused().count() as u64;
         Ok(())
     }
+}
+
+/// Waits for somebody to ask for a look, and for the time before which there is none; for ever where nobody can ask.
+async fn question(questions: &mut Option<UnboundedReceiver<()>>, not_before: Instant) {
+    tokio::time::sleep_until(not_before.into()).await;
+    let Some(questions) = questions else { return std::future::pending().await };
+    if questions.recv().await.is_none() {
+        return std::future::pending().await;
+    }
+    while questions.try_recv().is_ok() {} // one look answers all
 }
 
 /// Waits for processes that begin to use Unix sockets; for ever in a mode that does not tell of them.

@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use aya::programs::loaded_programs;
@@ -21,7 +22,7 @@ fn programs() -> BTreeSet<u32> {
 }
 
 #[test]
-fn nothing_stays_attached_after_the_tracer_is_killed() {
+fn nothing_stays_attached_after_the_tracer_is_killed_or_ended() {
     let directory = tempfile::tempdir().expect("a directory");
     for mode in common::measuring_modes() {
         let before = programs();
@@ -31,10 +32,23 @@ fn nothing_stays_attached_after_the_tracer_is_killed() {
         tracer.signal(rustix::process::Signal::KILL);
         let (status, _) = tracer.finish();
         assert!(!status.success());
-        let end = Instant::now() + common::DEADLINE;
-        while !programs().is_disjoint(&attached) {
-            assert!(Instant::now() < end, "{mode}: programs {:?} are still there", programs().intersection(&attached));
-            std::thread::sleep(Duration::from_millis(5)); // the kernel frees them after a grace period
-        }
+        await_end_of(&attached, mode);
+    }
+    let before = programs();
+    let mut exporter = Command::new(common::TRACER);
+    let mut exporter = common::Guarded::start(exporter.args(["export", "--listen", "127.0.0.1:0"]), false);
+    exporter.wait_for("attached");
+    let attached: BTreeSet<u32> = programs().difference(&before).copied().collect();
+    assert!(!attached.is_empty(), "the exporter's programs are found while it runs");
+    exporter.signal(rustix::process::Signal::TERM);
+    assert_eq!(exporter.finish().0.code(), Some(0));
+    await_end_of(&attached, "export");
+}
+
+fn await_end_of(attached: &BTreeSet<u32>, what: &str) {
+    let end = Instant::now() + common::DEADLINE;
+    while !programs().is_disjoint(attached) {
+        assert!(Instant::now() < end, "{what}: programs {:?} are still there", programs().intersection(attached));
+        std::thread::sleep(Duration::from_millis(5)); // the kernel frees them after a grace period
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod discover;
 pub(crate) mod doctor;
 pub(crate) mod explain;
+pub(crate) mod export;
 mod follow;
 pub(crate) mod manual;
 pub(crate) mod run;

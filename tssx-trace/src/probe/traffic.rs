@@ -2,9 +2,9 @@
 
 #![allow(unsafe_code, reason = "aya's Pod promises that any bytes are a valid record")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use aya::maps::{Map, PerCpuArray};
 use aya::{Ebpf, Pod};
 use tssx_ebpf::{ReceivedSlot, SIZES, SLOTS, SLOTS_MAP, SentSlot, Slot, TRAFFIC_MAP, Traffic, TrafficKey};
@@ -99,20 +99,45 @@ impl Sums {
 /// # Errors
 /// Where the kernel's maps cannot be read.
 pub(super) fn read(ebpf: &Ebpf) -> anyhow::Result<Vec<SocketTraffic>> {
-    let map = |name: &str| -> anyhow::Result<&Map> { ebpf.map(name).ok_or_else(|| anyhow!("the object has no map {name}")) };
     let mut sums = Sums::default();
-    let records: aya::maps::HashMap<_, Raw<TrafficKey>, Raw<Traffic>> = map(TRAFFIC_MAP)?.try_into()?;
+    let records: aya::maps::HashMap<_, Raw<TrafficKey>, Raw<Traffic>> = map(ebpf, TRAFFIC_MAP)?.try_into()?;
     for entry in records.iter() {
         let (Raw(key), Raw(traffic)) = entry.context("cannot read the kernel's traffic map")?;
         sums.add(key.cookie, key.tgid, &traffic);
     }
-    let slots: PerCpuArray<_, Raw<Slot>> = map(SLOTS_MAP)?.try_into()?;
+    let slots: PerCpuArray<_, Raw<Slot>> = map(ebpf, SLOTS_MAP)?.try_into()?;
     for index in 0..SLOTS {
         for Raw(slot) in slots.get(&index, 0).context("cannot read the kernel's slots")?.iter() {
             sums.add_slot(slot);
         }
     }
     Ok(sums.0.into_values().collect())
+}
+
+/// Takes the records of these sockets away. A CPU's slot may still belong to one that is gone, until another needs it, and its sums then go to
+/// the record: such a socket is taken out of `cookies` and stays.
+///
+/// # Errors
+/// Where the kernel's maps cannot be read.
+pub(super) fn forget(ebpf: &mut Ebpf, cookies: &mut HashSet<u64>) -> anyhow::Result<()> {
+    let slots: PerCpuArray<_, Raw<Slot>> = map(ebpf, SLOTS_MAP)?.try_into()?;
+    for index in 0..SLOTS {
+        for Raw(slot) in slots.get(&index, 0).context("cannot read the kernel's slots")?.iter() {
+            cookies.remove(&slot.sent.cookie);
+            cookies.remove(&slot.received.cookie);
+        }
+    }
+    let records = ebpf.map_mut(TRAFFIC_MAP).with_context(|| format!("the object has no map {TRAFFIC_MAP}"))?;
+    let mut records: aya::maps::HashMap<_, Raw<TrafficKey>, Raw<Traffic>> = records.try_into()?;
+    let keys: Result<Vec<_>, _> = records.keys().collect();
+    for key in keys.context("cannot read the kernel's traffic map")?.iter().filter(|Raw(key)| cookies.contains(&key.cookie)) {
+        records.remove(key).context("cannot take a record out of the kernel's traffic map")?;
+    }
+    Ok(())
+}
+
+fn map<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<&'a Map> {
+    ebpf.map(name).with_context(|| format!("the object has no map {name}"))
 }
 
 #[cfg(test)]

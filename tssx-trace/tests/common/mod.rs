@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod exposition;
 pub(crate) mod schema;
 
 use std::io::{BufRead, BufReader, Read, Write};
