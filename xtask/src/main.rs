@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | vm-test | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | vm-test | package | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -18,6 +18,7 @@ mod figures;
 mod hostile;
 mod kills;
 mod measure;
+mod package;
 mod paths;
 mod run;
 mod servers;
@@ -83,6 +84,8 @@ enum Command {
     /// A process of another user, who attacks these two
     #[command(hide = true)]
     HostileStranger(hostile::EndOptions),
+    /// A Debian package with the library, the tracer, man pages, completions and examples
+    Package(package::Options),
     /// The library and the tracer on Debian's 6.1 kernel, in an emulated machine
     VmTest,
     /// The first process of that machine
@@ -125,6 +128,7 @@ fn dispatch() -> anyhow::Result<()> {
         Command::HostileHonest(options) => hostile::honest(&options),
         Command::HostileFriend(options) => hostile::friend(&options),
         Command::HostileStranger(options) => hostile::stranger(&options),
+        Command::Package(options) => package::package(&options),
         Command::VmTest => vm::vm_test(),
         Command::VmGuest => vm::init(),
         Command::VmPeer(options) => vm::peer(&options),

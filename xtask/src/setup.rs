@@ -45,7 +45,7 @@ struct Requirement {
 }
 
 /// Everything that Debian's packages bring.
-const REQUIREMENTS: [Requirement; 9] = [
+const REQUIREMENTS: [Requirement; 10] = [
     Requirement {
         what: "a Rust compiler with core for the BPF target",
         why: "the kernel programs in tssx-ebpf are Rust",
@@ -94,6 +94,12 @@ const REQUIREMENTS: [Requirement; 9] = [
         why: "the library and the tracer are tested on an older kernel, in an emulated machine",
         packages: &["qemu-system-x86"],
         met: || runs(vm::EMULATOR, "--version"),
+    },
+    Requirement {
+        what: "man",
+        why: "the package's man pages are looked up by it",
+        packages: &["man-db"],
+        met: || runs("man", "--version"),
     },
     Requirement {
         what: "bzip2 and xz",

@@ -16,7 +16,7 @@ use nix::unistd::geteuid;
 
 use crate::build::Artefacts;
 use crate::census::Census;
-use crate::{build, check, hostile, paths, run, servers, setup, vm};
+use crate::{build, check, hostile, package, paths, run, servers, setup, vm};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -149,6 +149,7 @@ pub(crate) fn test() -> Result<()> {
         }
     }
     hostile_peer(&mut total, &mut failures);
+    packaged(&artefacts, &mut total, &mut failures);
     println!("== nothing is left behind");
     match left_behind(&before, scratch.path()).as_slice() {
         [] => total.passed += 1,
@@ -182,6 +183,24 @@ fn hostile_peer(total: &mut Tally, failures: &mut Vec<String>) {
             println!("{error:#}");
             total.failed += 1;
             failures.push(format!("a hostile peer: {error:#}"));
+        }
+    }
+}
+
+/// The package, installed below a root of its own.
+fn packaged(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
+    println!("== tests: the package");
+    if !geteuid().is_root() {
+        println!("SKIPPED: the package: dpkg needs root; run `sudo -E cargo xtask test`");
+        total.skipped += 1;
+        return;
+    }
+    match package::trial(artefacts) {
+        Ok(()) => total.passed += 1,
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("the package: {error:#}"));
         }
     }
 }
