@@ -3,6 +3,7 @@
 pub(crate) mod exit;
 pub(crate) mod export;
 mod parse;
+mod top;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::parse::{parse_duration, parse_part, parse_rate, parse_ring_bytes};
+pub(crate) use self::top::TopArgs;
 use crate::calibration::Calibration;
 use crate::explanation::Subject;
 use crate::filter::{Filter, Sort};
@@ -28,6 +30,7 @@ Examples:
   set -a; . ./tssx.env; set +a             take the proposal into a shell, then start server and client from it
   tssx-trace run --socket /run/x.sock -- CMD   start one command accelerated
   sudo tssx-trace explain /run/x.sock      tell why that socket is not accelerated
+  sudo tssx-trace top                      watch traffic and hit rates live
   sudo tssx-trace verify                   measure how much of the traffic really is accelerated
 
 Exit status: 0 done; 1 could not do it (the message says what is missing); 2 wrong usage; 3 some traffic could not be
@@ -49,6 +52,8 @@ pub(crate) enum Command {
     Suggest(SuggestArgs),
     /// Measure the fast-path hit rate of each selected socket, and the reason of each miss (needs root, or what doctor names)
     Verify(VerifyArgs),
+    /// Show sockets by traffic in the terminal as it happens, with keys to sort and filter (needs root, or what doctor names)
+    Top(TopArgs),
     /// Tell why a socket, or the sockets of a process, are not accelerated, and what to do (needs root, or --from)
     Explain(ExplainArgs),
     /// Serve metrics for Prometheus: traffic by rings and by the kernel, connections, reasons, losses (needs root, or what doctor names)

@@ -200,8 +200,8 @@ pub(crate) fn reasons(connections: &[Connection]) -> Vec<ReasonCount> {
     counts.into_iter().map(count).collect()
 }
 
-/// `None` where nothing moved: a rate of nothing is no rate.
-fn hit_rate(ring: u64, kernel: u64) -> Option<f64> {
+/// The share of rings; `None` where nothing moved: a rate of nothing is no rate.
+pub(crate) fn hit_rate(ring: u64, kernel: u64) -> Option<f64> {
     let (ring, kernel) = (ring as f64, kernel as f64);
     (ring + kernel > 0.0).then(|| ring / (ring + kernel))
 }

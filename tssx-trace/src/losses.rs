@@ -52,8 +52,16 @@ impl Losses {
         }
     }
 
-    /// Tells what was lost; `max_sockets` is the size that the kernel's map had.
+    /// Tells what was lost, as [`Losses::sentences`].
     pub(crate) fn tell(&self, max_sockets: u32) {
+        for sentence in self.sentences(max_sockets) {
+            note(&format!("LOST: {sentence}"));
+        }
+    }
+
+    /// What was lost, one sentence each; `max_sockets` is the size that the kernel's map had.
+    pub(crate) fn sentences(&self, max_sockets: u32) -> Vec<String> {
+        let mut sentences = Vec::new();
         let full = format!("more than {max_sockets} sockets in use, or fewer on very many CPUs: raise --max-sockets");
         for (calls, bytes, cause) in [
             (self.map_full_calls, self.map_full_bytes, full.as_str()),
@@ -61,7 +69,7 @@ impl Losses {
             (self.refused_calls, self.refused_bytes, "the kernel refused their entries"),
         ] {
             if calls > 0 {
-                note(&format!("LOST: {} ({}) not counted: {cause}", plural(calls, "call"), plural(bytes, "byte")));
+                sentences.push(format!("{} ({}) not counted: {cause}", plural(calls, "call"), plural(bytes, "byte")));
             }
         }
         for (count, noun, cause) in [
@@ -76,9 +84,10 @@ impl Losses {
             (self.refused_ledgers, "ledger", "found and not read (see the warnings)"),
         ] {
             if count > 0 {
-                note(&format!("LOST: {} {cause}", plural(count, noun)));
+                sentences.push(format!("{} {cause}", plural(count, noun)));
             }
         }
+        sentences
     }
 }
 

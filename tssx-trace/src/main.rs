@@ -6,7 +6,7 @@
 //! [`inventory`] lists the host's sockets with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what,
 //! by [`identity`] and [`container`] whose it is and where it runs, and by [`facts`] what its program can do. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
 //! bytes balance and [`places`], with [`mounts`], where a socket file lies; the subcommand turns that into a [`recording`], and the recording into a
-//! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs. `suggest`, and `discover --from`, start from
+//! [`report`] of what its [`filter`] admits, for the [`screen`] or for programs; [`top`] shows recordings of a window that goes on. `suggest`, and `discover --from`, start from
 //! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format;
 //! an [`explanation`] shows one socket's two ends side by side. [`calibration`] is what
 //! `bench` measures, and [`gain`] what a recording comes to by it; [`export`] keeps what a window without end sees as metrics; the [`selftest`] is `doctor`'s proof that the library works here.
@@ -56,6 +56,7 @@ mod report;
 mod screen;
 mod selftest;
 mod shape;
+mod top;
 mod unix_diag;
 mod watch;
 
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         cli::Command::Export(args) => commands::export::run(args),
         cli::Command::Run(args) => commands::run::run(args),
         cli::Command::Verify(args) => commands::verify::run(args),
+        cli::Command::Top(args) => commands::top::run(args),
         cli::Command::Explain(args) => commands::explain::run(args),
         cli::Command::Doctor(args) => commands::doctor::run(args),
         cli::Command::Bench(args) => commands::bench::run(args),

@@ -3,6 +3,8 @@
 //! The kernel programs count from the first moment to the last; beside them the sockets are listed, the ledgers read
 //! and the processes looked at again and again, so that what comes and goes within the window is known by name.
 
+use std::future::poll_fn;
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -84,6 +86,17 @@ pub(crate) fn watch(window: Window) -> anyhow::Result<Observation> {
 
 /// Who looks at a window while it lasts.
 pub(crate) trait Viewer {
+    /// The window has begun, in this mode.
+    fn begin(&mut self, _mode: Mode) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Takes what the viewer waits for between two looks, as a key that is pressed; `false` ends the window. Pending for ever where
+    /// it waits for nothing.
+    fn poll_attend(&mut self, _context: &mut task::Context<'_>) -> Poll<anyhow::Result<bool>> {
+        Poll::Pending
+    }
+
     /// What was seen until now; `false` ends the window.
     fn look(&mut self, seen: &Observation) -> anyhow::Result<bool>;
 
@@ -125,6 +138,9 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut inventory_ticks = ticks(INVENTORY_PERIOD);
     let mut view_ticks = ticks(view_period);
     view_ticks.reset();
+    if let Some(viewer) = &mut viewer {
+        viewer.begin(sources.seen.mode)?;
+    }
     let end = sleep(window.duration.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
     let closer_end = sleep(window.closer.unwrap_or(FOR_EVER).saturating_sub(sources.started.elapsed()));
     tokio::pin!(end, closer_end);
@@ -139,17 +155,12 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
             }
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
+            goes_on = attend(&mut viewer) => if !goes_on? {
+                break true;
+            },
             newcomers = next_arrivals(&mut sources.arrivals) => sources.look_into(newcomers?),
-            _ = ledger_ticks.tick() => {
-                let started = Instant::now();
-                sources.look_for_ledgers();
-                ledger_ticks.reset_after(pause(window.ledger_period, LOOK_SHARE, started));
-            }
-            _ = reading_ticks.tick(), if !sources.seen.ledgers.is_empty() => {
-                let started = Instant::now();
-                let period = if sources.seen.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
-                reading_ticks.reset_after(pause(period, READING_SHARE, started));
-            }
+            _ = ledger_ticks.tick() => ledger_ticks.reset_after(sources.look_for_ledgers(window.ledger_period)),
+            _ = reading_ticks.tick(), if !sources.seen.ledgers.is_empty() => reading_ticks.reset_after(sources.read_ledgers()),
             _ = birth_ticks.tick() => {
                 sources.read_births();
                 sources.seen.processes.gather(Some(FACTS_TIME));
@@ -168,11 +179,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
                 }
                 view_ticks.reset_after(pause(view_period, LOOK_SHARE, started).saturating_sub(started.elapsed()));
             }
-            _ = inventory_ticks.tick() => {
-                let started = Instant::now();
-                sources.list_sockets()?;
-                inventory_ticks.reset_after(pause(INVENTORY_PERIOD, LOOK_SHARE, started));
-            }
+            _ = inventory_ticks.tick() => inventory_ticks.reset_after(sources.list_sockets()?),
         }
     };
     if let Some(viewer) = viewer {
@@ -244,24 +251,35 @@ impl Sources {
         self.seen.processes.gather(Some(FACTS_TIME));
     }
 
-    fn read_births(&mut self) {
-        if let Some(births) = &mut self.births {
-            births.drain(|birth| self.seen.inventory.add_birth(birth));
-        }
-    }
-
-    fn look_for_ledgers(&mut self) {
+    /// Looks for ledgers; gives the time until the next look.
+    fn look_for_ledgers(&mut self, period: Duration) -> Duration {
+        let started = Instant::now();
         self.seen.ledgers.refresh();
         self.seen.processes.remember_new(self.seen.ledgers.all_pids());
+        pause(period, LOOK_SHARE, started)
     }
 
-    /// Lists the sockets; meanwhile the kernel measures what the programs take.
-    fn list_sockets(&mut self) -> anyhow::Result<()> {
+    /// Reads those that are known; likewise.
+    fn read_ledgers(&mut self) -> Duration {
+        let started = Instant::now();
+        let period = if self.seen.ledgers.read() >= CHURN { CHURN_PERIOD } else { READING_PERIOD };
+        pause(period, READING_SHARE, started)
+    }
+
+    /// Lists the sockets, and measures meanwhile what the kernel programs cost; likewise.
+    fn list_sockets(&mut self) -> anyhow::Result<Duration> {
+        let started = Instant::now();
         let sample = self.probe.measure_run_time();
         look_at_sockets(&mut self.seen.inventory)?;
         drop(sample);
         self.probe.flush_log();
-        Ok(())
+        Ok(pause(INVENTORY_PERIOD, LOOK_SHARE, started))
+    }
+
+    fn read_births(&mut self) {
+        if let Some(births) = &mut self.births {
+            births.drain(|birth| self.seen.inventory.add_birth(birth));
+        }
     }
 
     /// Lets the viewer look; `false` ends the window.
@@ -357,6 +375,11 @@ async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<Ne
         Some(arrivals) => arrivals.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits for what the viewer waits for; for ever without one.
+async fn attend(viewer: &mut Option<&mut dyn Viewer>) -> anyhow::Result<bool> {
+    poll_fn(|context| viewer.as_mut().map_or(Poll::Pending, |viewer| viewer.poll_attend(context))).await
 }
 
 fn ticks(period: Duration) -> Interval {

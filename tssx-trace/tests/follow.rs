@@ -3,18 +3,13 @@
 
 mod common;
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::num::NonZero;
-use std::os::fd::AsFd;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::io::Read;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use common::schema::{Schema, Used};
+use common::terminal::Terminal;
 use common::{DEADLINE, TRACER, client, exchange, server, stop, tracer};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
 
 #[test]
@@ -22,88 +17,12 @@ fn peer_process() {
     common::run_peer();
 }
 
-/// The tracer in a terminal of its own, which is its controlling one: Ctrl-C is a byte that is typed.
-struct Terminal {
-    child: Child,
-    keyboard: File,
-    parser: Arc<Mutex<vt100::Parser>>,
-    raw: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Terminal {
-    fn start(arguments: &[&str], (rows, columns): (u16, u16), environment: &[(&str, &str)]) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
-        grantpt(&master).expect("ours");
-        unlockpt(&master).expect("unlocked");
-        let name = ptsname(&master, Vec::new()).expect("a name").into_string().expect("UTF-8");
-        resize(&master, rows, columns);
-        let slave = || Stdio::from(File::options().read(true).write(true).open(&name).expect("the other side"));
-        let mut command = Command::new("setsid");
-        command.args(["--ctty", TRACER, "discover"]).args(arguments).env("TERM", "xterm").env_remove("NO_COLOR");
-        command.envs(environment.iter().copied()).stdin(slave()).stdout(slave()).stderr(slave());
-        let child = command.spawn().expect("setsid starts");
-        drop(command); // our copies of the other side: reading is to end with the tracer
-        let keyboard = File::from(master);
-        let parser = Arc::new(Mutex::new(vt100::Parser::new(lines(rows), lines(columns), 0)));
-        let raw = Arc::new(Mutex::new(Vec::new()));
-        let (mut screen, shown, kept) = (keyboard.try_clone().expect("a copy"), Arc::clone(&parser), Arc::clone(&raw));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(size @ 1..) = screen.read(&mut buffer) {
-                shown.lock().expect("sound").process(&buffer[..size]);
-                kept.lock().expect("sound").extend_from_slice(&buffer[..size]);
-            }
-        });
-        Self { child, keyboard, parser, raw }
-    }
-
-    fn screen(&self) -> String {
-        self.parser.lock().expect("sound").screen().contents()
-    }
-
-    /// Waits until the screen is as `test` wants it.
-    fn wait_for(&self, what: &str, test: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let screen = self.screen();
-            if test(&screen) {
-                return screen;
-            }
-            assert!(Instant::now() < end, "never {what}:\n{screen}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn finish(mut self) -> (ExitStatus, String, Vec<u8>) {
-        self.keyboard.write_all(b"\x03").expect("typed");
-        let end = Instant::now() + DEADLINE;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("our child") {
-                break status;
-            }
-            assert!(Instant::now() < end, "Ctrl-C does not end it:\n{}", self.screen());
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let screen = self.wait_for("the end of the report", |screen| screen.contains("recorded in"));
-        let raw = self.raw.lock().expect("sound").clone();
-        (status, screen, raw)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-/// A size as the emulator takes it.
-fn lines(count: u16) -> NonZero<u16> {
-    NonZero::new(count).expect("a terminal has a size")
-}
-
-fn resize(terminal: impl AsFd, rows: u16, columns: u16) {
-    tcsetwinsize(terminal, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).expect("a size");
+/// Ctrl-C, and what stands on the screen when the report has come: the exit status, the screen, every byte.
+fn finish(terminal: Terminal) -> (ExitStatus, String, Vec<u8>) {
+    terminal.press("\x03");
+    let status = terminal.wait_for_end();
+    let screen = terminal.wait_for("the end of the report", |screen| screen.contains("recorded in"));
+    (status, screen, terminal.raw())
 }
 
 /// The numbers of the row of a socket, by the end of its name.
@@ -122,7 +41,7 @@ fn a_terminal_is_redrawn_with_what_is_new_shortened_to_its_width_and_ctrl_c_leav
     let _server = server(&socket, &[]);
     let mut client = client(&socket, &[]);
     let recording = directory.path().join("recording.json");
-    let arguments = ["--follow", "--interval", "200ms", "--sort", "name", "--socket", "*/unique.sock", "--record"];
+    let arguments = ["discover", "--follow", "--interval", "200ms", "--sort", "name", "--socket", "*/unique.sock", "--record"];
     let arguments: Vec<&str> = arguments.into_iter().chain([recording.to_str().expect("UTF-8")]).collect();
     let terminal = Terminal::start(&arguments, (20, 130), &[]);
     terminal.wait_for("a first view", |screen| row(screen, "e.sock").is_some());
@@ -138,8 +57,7 @@ fn a_terminal_is_redrawn_with_what_is_new_shortened_to_its_width_and_ctrl_c_leav
     exchange(&mut client, 50, 64);
     terminal.wait_for("300 calls", |screen| calls(screen, "300"));
 
-    terminal.parser.lock().expect("sound").screen_mut().set_size(lines(20), lines(90));
-    resize(&terminal.keyboard, 20, 90);
+    terminal.resize((20, 90));
     let screen = terminal.wait_for("the narrow view", |screen| {
         row(screen, "e.sock").is_some()
             && screen.matches("e.sock").count() == 1
@@ -147,7 +65,7 @@ fn a_terminal_is_redrawn_with_what_is_new_shortened_to_its_width_and_ctrl_c_leav
     });
     assert!(screen.contains("SOCKET"), "{screen}");
 
-    let (status, screen, raw) = terminal.finish();
+    let (status, screen, raw) = finish(terminal);
     common::assert_own_traffic_counted(status.code(), &screen);
     assert_eq!(screen.matches("SOCKET ").count(), 1, "the last view made room for the report:\n{screen}");
     assert!(screen.contains("ended early") && (screen.contains("Lost: nothing.") || screen.contains("LOST")), "{screen}");
@@ -163,10 +81,10 @@ fn no_color_is_obeyed_and_a_dumb_terminal_gets_no_control_sequence_at_all() {
     let directory = tempfile::tempdir().expect("a directory");
     let recording = directory.path().join("recording.json");
     for (environment, any_sequence) in [([("NO_COLOR", "1")], true), ([("TERM", "dumb")], false)] {
-        let arguments = ["--follow", "--interval", "100ms", "--record", recording.to_str().expect("UTF-8")];
+        let arguments = ["discover", "--follow", "--interval", "100ms", "--record", recording.to_str().expect("UTF-8")];
         let terminal = Terminal::start(&arguments, (24, 100), &environment);
         terminal.wait_for("a view", |screen| screen.contains("CALLS: sends"));
-        let (status, screen, raw) = terminal.finish();
+        let (status, screen, raw) = finish(terminal);
         assert!(matches!(status.code(), Some(0 | 3)), "{status}:\n{screen}");
         let escapes = raw.iter().filter(|byte| **byte == 0x1b).count();
         assert_eq!(escapes > 0, any_sequence, "{environment:?}: {screen}");

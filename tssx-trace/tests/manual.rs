@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use common::TRACER;
 
 /// The subcommands that people type.
-const COMMANDS: [&str; 8] = ["discover", "suggest", "verify", "explain", "export", "run", "doctor", "bench"];
+const COMMANDS: [&str; 9] = ["discover", "suggest", "verify", "top", "explain", "export", "run", "doctor", "bench"];
 
 #[test]
 fn peer_process() {

@@ -9,4 +9,5 @@ mod follow;
 pub(crate) mod manual;
 pub(crate) mod run;
 pub(crate) mod suggest;
+pub(crate) mod top;
 pub(crate) mod verify;

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::text::Recent;
-use super::{Line, Report, Selection, View, line};
+use super::{Line, Recent, Report, Selection, View, line};
 use crate::inventory::Kind;
 use crate::losses::Losses;
 use crate::names::SocketName;
@@ -48,11 +47,11 @@ pub(crate) struct RateRecord<'a> {
 }
 
 /// What tells a service from others.
-type Key = (Option<SocketName>, Kind, Place);
+pub(crate) type Key = (Option<SocketName>, Kind, Place);
 /// What tells sockets of one name from each other: device and inode of the file, or the network namespace.
 type Place = (Option<(u64, u32)>, Option<u64>);
-/// Its calls and bytes since the start.
-type Totals = (Option<u64>, Option<u64>);
+/// Its calls, bytes and ring bytes since the start.
+type Totals = [Option<u64>; 3];
 
 /// Totals of each service at the end of the interval before.
 #[derive(Default)]
@@ -76,16 +75,35 @@ impl Course {
     /// Where it cannot be written as JSON.
     pub(crate) fn interval(&mut self, recording: &Recording, selection: &Selection, shape: Shape) -> anyhow::Result<String> {
         self.number += 1;
-        let interval_ms = recording.head.window_ms.saturating_sub(self.elapsed_ms);
+        let interval_ms = self.since(recording);
         let report = Report::new(recording, selection, |service| self.recent(service, interval_ms).calls);
         let text = match shape {
             Shape::Table { all, screen } => report.text_with(all, screen, |service| self.recent(service, interval_ms)),
             Shape::Lines => self.lines(&report, interval_ms)?,
         };
+        self.end(recording);
+        Ok(text)
+    }
+
+    /// What each service did since the step before, those without a name last; `recording` is the window from its start until now.
+    pub(crate) fn step<'a>(&mut self, recording: &'a Recording) -> Vec<(&'a ServiceRecord, Recent)> {
+        let interval_ms = self.since(recording);
+        let all = recording.services.iter().chain(&recording.unnamed);
+        let recent = all.map(|service| (service, self.recent(service, interval_ms))).collect();
+        self.end(recording);
+        recent
+    }
+
+    /// Milliseconds since the interval before.
+    fn since(&self, recording: &Recording) -> u64 {
+        recording.head.window_ms.saturating_sub(self.elapsed_ms)
+    }
+
+    /// The interval ends with this recording.
+    fn end(&mut self, recording: &Recording) {
         self.elapsed_ms = recording.head.window_ms;
         let all = recording.services.iter().chain(&recording.unnamed);
-        self.before = all.map(|service| (key(service), (service.calls, service.bytes))).collect();
-        Ok(text)
+        self.before = all.map(|service| (key(service), totals(service))).collect();
     }
 
     fn lines(&self, report: &Report<'_>, interval_ms: u64) -> anyhow::Result<String> {
@@ -121,14 +139,20 @@ impl Course {
     /// What the service did since the interval before. A total can shrink when a connection gets its name late and moves to
     /// another service: that is no traffic.
     fn recent(&self, service: &ServiceRecord, time_ms: u64) -> Recent {
-        let (calls, bytes) = self.before.get(&key(service)).copied().unwrap_or((Some(0), Some(0)));
+        let before = self.before.get(&key(service)).copied().unwrap_or([Some(0); 3]);
+        let now = totals(service);
         // `None` before: none had been counted, while something was lost. What there is now came since.
-        let grew = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before.unwrap_or(0)));
-        Recent { calls: grew(service.calls, calls), bytes: grew(service.bytes, bytes), time_ms }
+        let grew = |at: usize| Some(now[at]?.saturating_sub(before[at].unwrap_or(0)));
+        Recent { calls: grew(0), bytes: grew(1), ring_bytes: grew(2), time_ms }
     }
 }
 
-fn key(service: &ServiceRecord) -> Key {
+fn totals(service: &ServiceRecord) -> Totals {
+    [service.calls, service.bytes, service.ring_bytes]
+}
+
+/// What tells this service from others.
+pub(crate) fn key(service: &ServiceRecord) -> Key {
     let file = service.file.as_ref().map(|file| (file.device, file.inode));
     (service.name.clone(), service.kind, (file, service.network))
 }

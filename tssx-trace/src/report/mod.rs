@@ -7,6 +7,7 @@ mod text;
 
 use serde::Serialize;
 
+pub(crate) use self::text::Recent;
 use crate::filter::{Filter, Sort};
 use crate::recording::{Head, Recording, ServiceRecord};
 

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::Report;
 use crate::evidence::Evidence;
+use crate::hit_rate::hit_rate;
 use crate::inventory::Kind;
 use crate::output::{plural, short};
 use crate::places::FileState;
@@ -16,18 +17,50 @@ const NUMERIC: [usize; 6] = [3, 4, 5, 6, 7, 8];
 const LONG: [(usize, usize); 4] = [(0, 24), (1, 12), (2, 12), (0, 12)];
 
 /// Calls and bytes of a service in the time that its rates are about, and that time in milliseconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Recent {
     pub(crate) calls: Option<u64>,
     pub(crate) bytes: Option<u64>,
+    /// Of `bytes`, what went through rings.
+    pub(crate) ring_bytes: Option<u64>,
     pub(crate) time_ms: u64,
+}
+
+impl Recent {
+    /// A count of that time as a rate per second.
+    pub(crate) fn per_second(&self, count: u64) -> f64 {
+        count as f64 * 1000.0 / self.time_ms.max(1) as f64
+    }
+
+    /// The share of the bytes that went through rings; `None` where none moved, or none was measured.
+    pub(crate) fn hit_rate(&self) -> Option<f64> {
+        let ring = self.ring_bytes?;
+        hit_rate(ring, self.bytes?.saturating_sub(ring))
+    }
+
+    /// This and what another service did in the same time; what is known of either is kept.
+    pub(crate) fn with(self, other: Self) -> Self {
+        let add = |one: Option<u64>, other: Option<u64>| one.into_iter().chain(other).reduce(u64::saturating_add);
+        Self {
+            calls: add(self.calls, other.calls),
+            bytes: add(self.bytes, other.bytes),
+            ring_bytes: add(self.ring_bytes, other.ring_bytes),
+            time_ms: self.time_ms,
+        }
+    }
 }
 
 impl Report<'_> {
     /// The report of a whole window.
     pub(crate) fn text(&self, all: bool, screen: Screen) -> String {
         let time_ms = self.recording.head.window_ms;
-        let text = self.text_with(all, screen, |service| Recent { calls: service.calls, bytes: service.bytes, time_ms });
+        let totals = |service: &ServiceRecord| Recent {
+            calls: service.calls,
+            bytes: service.bytes,
+            ring_bytes: service.ring_bytes,
+            time_ms,
+        };
+        let text = self.text_with(all, screen, totals);
         // Not told of an interval: what moves while the queues are listed balances at the next one.
         text + &self.recording.head.conservation.warning()
     }
@@ -115,7 +148,7 @@ fn sentence(text: &mut String, head: &Head) {
 
 fn row(service: &ServiceRecord, recent: Recent) -> Vec<String> {
     let number = |count: Option<u64>| count.map_or_else(dash, |count| count.to_string());
-    let rate = |count: Option<u64>| count.map_or_else(dash, |count| short(count as f64 * 1000.0 / recent.time_ms.max(1) as f64));
+    let rate = |count: Option<u64>| count.map_or_else(dash, |count| short(recent.per_second(count)));
     vec![
         shown(service),
         summary(&service.servers),

@@ -7,6 +7,7 @@
 
 pub(crate) mod exposition;
 pub(crate) mod schema;
+pub(crate) mod terminal;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::linux::net::SocketAddrExt;
