@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::schema::{Schema, Used};
@@ -51,6 +51,15 @@ impl Place {
     fn verify_by(&self, mode: &str) -> Guarded {
         let arguments = ["verify", "--mode", mode, "--json", "--connections", "--min-hit-rate", "99%", &self.socket];
         tracer(&arguments, &self.directory.path().join("report"))
+    }
+
+    /// Builds a program of `tests/programs`.
+    fn build(&self, name: &str, flags: &[&str]) -> PathBuf {
+        let program = self.directory.path().join(name);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.c"));
+        let built = Command::new("cc").arg("-o").arg(&program).arg(source).args(flags).status();
+        assert!(built.expect("cc starts: install a C compiler").success());
+        program
     }
 
     /// Ends the window; gives the exit code, the socket's part of the report and standard error.
@@ -194,10 +203,7 @@ fn without_the_library_there_is_no_hit_rate_and_the_exit_status_says_so() {
 #[test]
 fn a_client_that_writes_past_the_library_is_named() {
     let place = Place::new();
-    let program = place.directory.path().join("bypass");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/bypass.c");
-    let built = Command::new("cc").arg("-o").arg(&program).arg(source).status().expect("cc starts: install a C compiler");
-    assert!(built.success());
+    let program = place.build("bypass", &[]);
     let server = server(&place.socket, &place.accelerated());
     let mut client = Guarded::start(Command::new(&program).arg(&place.socket).envs(place.accelerated()), true);
     let mut task = |line: &str| {
@@ -245,6 +251,41 @@ fn what_was_predicted_stands_beside_what_came_of_it() {
     let [gain] = document["gains"].as_array().expect("a list").as_slice() else { panic!("{json}") };
     assert!(gain["display"] == place.socket.as_str() && gain["predicted"].is_object(), "{json}");
     assert!(gain["achieved_factor"].as_f64().is_some_and(|factor| factor > 0.0), "{json}");
+}
+
+#[test]
+fn the_schema_has_nothing_that_no_report_has() {
+    let place = Place::new();
+    let path = |name: &str| place.directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (before, output) = (path("before.json"), path("report"));
+    let server = server(&place.socket, &place.accelerated());
+    let mut plain = client(&place.socket, &[]);
+    let recorder = tracer(&["discover", "--closer", "0", "--record", &before], Path::new(&output));
+    exchange(&mut plain, COUNT, SIZE);
+    stop(recorder);
+    // One that goes past the library, one without it, and one that cannot have it.
+    let mut past = Guarded::start(Command::new(place.build("bypass", &[])).arg(&place.socket).envs(place.accelerated()), true);
+    let mut fixed = Guarded::start(Command::new(place.build("client", &["-static"])).args(["libc", &place.socket]), true);
+    let task = |program: &mut Guarded, line: &str| {
+        program.tell(line);
+        program.wait_for("done");
+    };
+    task(&mut past, "go");
+    server.await_rest();
+    let calibration = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/calibration.json");
+    let options = ["verify", "--json", "--connections", "--before", &before, "--calibration", calibration, &place.socket];
+    let tracer = tracer(&options, Path::new(&output));
+    task(&mut past, "go");
+    task(&mut fixed, "go");
+    exchange(&mut plain, COUNT, SIZE);
+    task(&mut past, "past");
+    server.await_rest();
+    let (_, errors) = stop(tracer);
+    let report: Value = serde_json::from_slice(&std::fs::read(&output).expect("a report")).expect("JSON");
+    let (schema, mut used) = (Schema::of_verify(), Used::new());
+    schema.check("report", &report, &mut used).expect("as the schema says");
+    let unused: Vec<_> = schema.properties().difference(&used).cloned().collect();
+    assert!(unused.is_empty(), "the schema has what this report has not: {unused:?} {report:#} {errors}");
 }
 
 #[test]
