@@ -1,7 +1,7 @@
 //! `tssx-trace`: finds the Unix sockets worth accelerating and proves afterwards that they are.
 //!
 //! One `discover`, from the command line to the table: [`cli`] reads the arguments, [`commands`] picks the file of the
-//! subcommand, [`watch`] runs one window. In it [`probe`] loads and attaches the kernel programs of the best [`mode`] that works
+//! subcommand, [`watch`] runs one window and shows its [`progress`]. In it [`probe`] loads and attaches the kernel programs of the best [`mode`] that works
 //! (after [`preflight`] has looked for what is missing, at offsets from [`kernel_types`], those of names by [`shape`]),
 //! [`inventory`] lists the host's sockets with [`unix_diag`], [`ledgers`] reads the preload library's statistics and [`processes`] looks at who holds what,
 //! by [`identity`] and [`container`] whose it is and where it runs, and by [`facts`] what its program can do. [`join`] puts the four together by socket cookie, [`pairs`] says whether a connection's
@@ -50,6 +50,7 @@ mod preflight;
 mod privileges;
 mod probe;
 mod processes;
+mod progress;
 mod proposal;
 mod recording;
 mod report;

@@ -19,15 +19,18 @@ use crate::ledgers::Ledgers;
 use crate::library;
 use crate::losses::Losses;
 use crate::mode::Mode;
-use crate::output;
+use crate::output::{self, plural};
 use crate::privileges;
 use crate::probe::{Arrivals, Births, Newcomer, Probe, ProbeOptions, Refusal, Seen, SocketTraffic};
 use crate::processes::{self, Processes};
+use crate::progress::{Progress, SHORT, left};
 
 /// Time between two dumps of the host's sockets: a named socket that lives longer is known by name.
 const INVENTORY_PERIOD: Duration = Duration::from_millis(250);
 /// Time between two readings of what the kernel programs tell of new sockets; nothing wakes us for them.
 const BIRTHS_PERIOD: Duration = Duration::from_millis(100);
+/// Time between two words on how far it is.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// Time between two readings of the known ledgers: the slots of closed connections linger, but not for ever.
 const READING_PERIOD: Duration = Duration::from_millis(10);
 /// The same while connections come and go fast.
@@ -128,6 +131,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut terminations = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut sources = Sources::open(window.probe)?;
     say_attached(&sources.seen, window.duration);
+    let mut progress = Progress::new(viewer.is_none() && window.duration.is_some_and(|time| time > SHORT));
     let (view_period, mut viewer) = viewer.unzip();
     let view_period = view_period.unwrap_or(FOR_EVER);
     let (mut questions, mut not_before) = (viewer.as_mut().and_then(|viewer| viewer.questions()), Instant::now());
@@ -136,8 +140,10 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut reading_ticks = ticks(READING_PERIOD);
     let mut birth_ticks = ticks(BIRTHS_PERIOD);
     let mut inventory_ticks = ticks(INVENTORY_PERIOD);
+    let mut progress_ticks = ticks(PROGRESS_PERIOD);
     let mut view_ticks = ticks(view_period);
     view_ticks.reset();
+    progress_ticks.reset();
     if let Some(viewer) = &mut viewer {
         viewer.begin(sources.seen.mode)?;
     }
@@ -179,9 +185,11 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
                 }
                 view_ticks.reset_after(pause(view_period, LOOK_SHARE, started).saturating_sub(started.elapsed()));
             }
+            _ = progress_ticks.tick(), if progress.is_on() => progress.show(&sources.progress(window.duration)),
             _ = inventory_ticks.tick() => inventory_ticks.reset_after(sources.list_sockets()?),
         }
     };
+    progress.clear();
     if let Some(viewer) = viewer {
         viewer.end();
     }
@@ -274,6 +282,14 @@ impl Sources {
         drop(sample);
         self.probe.flush_log();
         Ok(pause(INVENTORY_PERIOD, LOOK_SHARE, started))
+    }
+
+    /// How long it still lasts, and what was seen until now, as far as it is known without asking the kernel again.
+    fn progress(&self, duration: Option<Duration>) -> String {
+        let sockets = plural(self.seen.inventory.sockets().count() as u64, "Unix socket");
+        let ends = plural(self.seen.ledgers.ends().count() as u64, "end");
+        let rest = duration.unwrap_or(FOR_EVER).saturating_sub(self.started.elapsed());
+        format!("{}; {sockets} seen until now, {ends} with the library", left(rest))
     }
 
     fn read_births(&mut self) {

@@ -13,7 +13,10 @@ pub(crate) const UNEXPECTED: u8 = 6;
 
 /// What they and clap's own mean: the only list of them, for the man pages.
 pub(crate) const MEANINGS: [(u8, &str); 7] = [
-    (0, "Done: with a minimum asked for, every hit rate is at least that, and each socket of --expect is accelerated."),
+    (
+        0,
+        "Done: with a minimum asked for, every hit rate is at least that, and each socket of --expect is accelerated. A reader of the output that goes away changes no status.",
+    ),
     (FAILED, "Could not do it; the message says what is missing and the remedy."),
     (2, "Wrong usage."),
     (LOST, "Some traffic could not be counted: the figures are lower bounds, or (suggest) miss too much to advise from."),

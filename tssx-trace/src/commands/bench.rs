@@ -1,7 +1,7 @@
 //! `bench`: calibrates this host, prints the table and keeps the figures for `suggest` and `verify`.
 
 use std::fmt::Write;
-use std::io::{IsTerminal, Write as _};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -10,7 +10,16 @@ use crate::calibration::peer::Task;
 use crate::calibration::{Calibration, Point, default_path};
 use crate::cli::{BenchArgs, BenchEndArgs};
 use crate::library;
-use crate::output::{note, result, table, time};
+use crate::output::{note, result, time};
+use crate::progress::{Progress, left};
+use crate::screen::{Columns, Screen};
+
+const COLUMNS: Columns = Columns {
+    header: &["SHAPE", "BYTES", "COMPUTING", "PLAIN", "RINGS", "RATIO", "SAVED", "CPU PLAIN", "CPU RINGS"],
+    numeric: &[1, 2, 3, 4, 5, 6, 7, 8],
+    long: &[(0, 12)],
+    expendable: &[7, 8],
+};
 
 /// Runs the subcommand.
 ///
@@ -29,12 +38,12 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<u8> {
     let places = places();
     let all = places.len();
     let mut points = Vec::new();
+    let (mut progress, started) = (Progress::new(true), Instant::now());
     for (done, place) in places.into_iter().enumerate() {
-        progress(Some((done, all)));
-        let point = plan.measure(place).inspect_err(|_| progress(None))?;
-        points.push(point);
+        progress.show(&format!("measuring, {done} of {all}{}", remaining(started.elapsed(), done, all)));
+        points.push(plan.measure(place)?);
     }
-    progress(None);
+    drop(progress);
     let calibration = Calibration::new(&plan.library, args.rounds, points);
     print(args, &calibration)?;
     calibration.save(&path)?;
@@ -43,7 +52,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<u8> {
 }
 
 fn print(args: &BenchArgs, calibration: &Calibration) -> anyhow::Result<()> {
-    Ok(result(&if args.json { calibration.to_json()? } else { render(calibration) })?)
+    Ok(result(&if args.json { calibration.to_json()? } else { render(calibration, Screen::of_stdout()) })?)
 }
 
 /// One of the two processes of a measurement.
@@ -59,20 +68,14 @@ pub(crate) fn end(args: &BenchEndArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// How far it is, on a terminal only; `None` takes the line away.
-fn progress(done: Option<(usize, usize)>) {
-    let mut errors = std::io::stderr().lock();
-    if errors.is_terminal() {
-        let text = done.map(|(done, all)| format!("tssx-trace: measuring, {done} of {all}")).unwrap_or_default();
-        // There is nobody left to tell if that fails.
-        let _unheard = write!(errors, "\r{text}\x1b[K").and_then(|()| errors.flush());
-    }
+/// How long the rest takes if it goes on like this; empty where nothing is done yet.
+fn remaining(elapsed: Duration, done: usize, all: usize) -> String {
+    if done == 0 { String::new() } else { format!(", about {}", left(elapsed.mul_f64((all - done) as f64 / done as f64))) }
 }
 
-fn render(calibration: &Calibration) -> String {
-    let header = ["SHAPE", "BYTES", "COMPUTING", "PLAIN", "RINGS", "RATIO", "SAVED", "CPU PLAIN", "CPU RINGS"];
-    let rows = calibration.points.iter().map(row).collect();
-    let mut text = table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], rows);
+fn render(calibration: &Calibration, screen: Screen) -> String {
+    let rows: Vec<_> = calibration.points.iter().map(row).collect();
+    let mut text = screen.table(&COLUMNS, &rows);
     // Writing into a String cannot fail.
     let _ = writeln!(
         text,

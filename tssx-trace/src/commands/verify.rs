@@ -15,8 +15,9 @@ use crate::gain::{Comparison, compare};
 use crate::hit_rate::{SocketReport, is_same, sockets};
 use crate::losses::Losses;
 use crate::names::SocketName;
-use crate::output::{note, plural, result, short, table};
+use crate::output::{note, plural, result, short};
 use crate::recording::{Recording, ServiceRecord, summary};
+use crate::screen::{Columns, Screen};
 use crate::watch::{Observation, watch};
 
 /// What `--json` prints.
@@ -41,6 +42,24 @@ struct Report<'a> {
 /// A process that comes and goes within this time may be missed; its peer's ledger still tells.
 const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 
+const COLUMNS: Columns = Columns {
+    header: &[
+        "SOCKET",
+        "HIT RATE",
+        "RING BYTES",
+        "KERNEL BYTES",
+        "CONNS",
+        "ACCELERATED",
+        "DOORBELLS",
+        "SLEEPS",
+        "SERVER",
+        "CLIENTS",
+    ],
+    numeric: &[1, 2, 3, 4, 5, 6, 7],
+    long: &[(0, 24), (8, 12), (9, 12), (0, 12)],
+    expendable: &[6, 7, 9, 8, 4, 5],
+};
+
 /// Runs the subcommand.
 ///
 /// # Errors
@@ -55,7 +74,7 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
         reports.iter_mut().for_each(|report| report.connections.clear());
     }
     let gains = predicted_by.map(|(calibration, before)| gains(&calibration, &before, &recording, args)).unwrap_or_default();
-    let text = if args.window.json { json(&seen, args, &reports, &gains)? } else { render(&seen, &reports) };
+    let text = if args.window.json { json(&seen, args, &reports, &gains)? } else { render(&seen, &reports, Screen::of_stdout()) };
     result(&text)?;
     if !args.window.json {
         result(&gains.iter().map(Comparison::text).collect::<String>())?;
@@ -149,23 +168,11 @@ fn json(seen: &Observation, args: &VerifyArgs, reports: &[SocketReport], gains: 
     Ok(serde_json::to_string_pretty(&report)? + "\n")
 }
 
-fn render(seen: &Observation, reports: &[SocketReport]) -> String {
+fn render(seen: &Observation, reports: &[SocketReport], screen: Screen) -> String {
     let mut text = String::new();
     if !reports.is_empty() {
-        let header = [
-            "SOCKET",
-            "HIT RATE",
-            "RING BYTES",
-            "KERNEL BYTES",
-            "CONNS",
-            "ACCELERATED",
-            "DOORBELLS",
-            "SLEEPS",
-            "SERVER",
-            "CLIENTS",
-        ];
-        let rows = reports.iter().map(row).collect();
-        text = table(&header, &[1, 2, 3, 4, 5, 6, 7], rows);
+        let rows: Vec<_> = reports.iter().map(row).collect();
+        text = screen.table(&COLUMNS, &rows);
         text.push('\n');
     }
     for report in reports {
@@ -183,7 +190,9 @@ fn render(seen: &Observation, reports: &[SocketReport]) -> String {
     for limit in seen.mode.limits() {
         let _ = writeln!(text, "Limit of mode {}: {limit}.", seen.mode.name());
     }
-    text.push_str(seen.losses.warning());
+    if seen.losses.any() {
+        let _ = writeln!(text, "{}", screen.alarm(seen.losses.warning().trim_end()));
+    }
     text
 }
 

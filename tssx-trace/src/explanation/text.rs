@@ -8,10 +8,10 @@ use crate::facts::{ProgramRecord, Seccomp};
 use crate::output::plural;
 use crate::proposal::{figures, place_of};
 use crate::recording::{ProcessRecord, Recording};
-use crate::screen::Screen;
+use crate::screen::{Columns, Screen};
 
 /// Columns that are shortened where a terminal is narrow, and to what.
-const LONG: [(usize, usize); 2] = [(1, 16), (2, 16)];
+const COLUMNS: Columns = Columns { header: &["", "SERVER", "CLIENT"], numeric: &[], long: &[(1, 16), (2, 16)], expendable: &[] };
 
 impl Explanation<'_> {
     /// The text; of a process's sockets without a connection only the number, unless it has no others.
@@ -53,7 +53,7 @@ impl Explanation<'_> {
             .zip(server.into_iter().zip(client))
             .map(|(label, (server, client))| vec![(*label).into(), server, client])
             .collect();
-        text.push_str(&screen.table(&["", "SERVER", "CLIENT"], &[], &LONG, rows));
+        text.push_str(&screen.table(&COLUMNS, &rows));
         let _ = writeln!(text, "\nVerdict: {}", verdict.level.name());
         for finding in &verdict.findings {
             let mark = match finding.weight {

@@ -9,12 +9,15 @@ use crate::inventory::Kind;
 use crate::output::{plural, short};
 use crate::places::FileState;
 use crate::recording::{Head, ServiceRecord, summary};
-use crate::screen::Screen;
+use crate::screen::{Columns, Screen};
 
-const HEADER: [&str; 10] = ["SOCKET", "SERVER", "CLIENTS", "CONNS", "CALLS", "CALLS/S", "BYTES", "BYTES/S", "MEAN", "ACCELERATED"];
-const NUMERIC: [usize; 6] = [3, 4, 5, 6, 7, 8];
-/// Columns that are shortened where a terminal is narrow, and to what: names last of all beyond what tells them apart.
-const LONG: [(usize, usize); 4] = [(0, 24), (1, 12), (2, 12), (0, 12)];
+const COLUMNS: Columns = Columns {
+    header: &["SOCKET", "SERVER", "CLIENTS", "CONNS", "CALLS", "CALLS/S", "BYTES", "BYTES/S", "MEAN", "ACCELERATED"],
+    numeric: &[3, 4, 5, 6, 7, 8],
+    // Names last of all beyond what tells them apart.
+    long: &[(0, 24), (1, 12), (2, 12), (0, 12)],
+    expendable: &[8, 4, 2, 6, 1, 3],
+};
 
 /// Calls and bytes of a service in the time that its rates are about, and that time in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl Report<'_> {
             let which = if self.view.filter.is_empty() { "" } else { " that the filter admits" };
             format!("No Unix stream socket with a name{which} had a connection.\n")
         } else {
-            screen.table(&HEADER, &NUMERIC, &LONG, rows)
+            screen.table(&COLUMNS, &rows)
         };
         text.push('\n');
         for service in streams().filter(|service| all || service.connections > 0) {
