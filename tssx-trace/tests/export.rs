@@ -125,7 +125,7 @@ fn counters_are_exact_and_stay_when_connections_end() {
     }
     assert_eq!(sum(&first, "tssx_trace_mode_info", &[]), 1.0);
     assert!(sum(&first, "tssx_trace_cpu_seconds_total", &[]) > 0.0 && sum(&first, "tssx_trace_map_bytes", &[]) > 0.0);
-    assert_eq!(sum(&first, "tssx_trace_lost_calls_total", &[]), 0.0);
+    assert!(first.values("tssx_trace_lost_calls_total", "cause").contains("map_full"), "what is lost is told, also if nothing is");
 
     clients.iter_mut().for_each(|client| exchange(client, COUNT, SIZE));
     servers.iter().for_each(Guarded::await_rest);
@@ -170,8 +170,7 @@ fn connections_that_come_and_go_between_scrapes_count_and_are_forgotten() {
         let labels = [("socket", path), ("kind", "stream")];
         let now = exporter.scrape_until(|scrape| scrape.sum("tssx_kernel_sent_bytes_total", &labels) == Some(expected));
         now.assert_later_than(&before);
-        assert_eq!(now.sum("tssx_trace_lost_calls_total", &[]), Some(0.0), "round {round}: {now:#?}");
-        // What is gone in two lists of sockets is forgotten.
+        // Others on this host may have found no room. What is gone in two lists of sockets is forgotten.
         (0..3).for_each(|_| before = exporter.scrape());
     }
     exporter.stop(Signal::INT);
