@@ -18,7 +18,7 @@ fn peer_process() {
 }
 
 /// Ctrl-C, and what stands on the screen when the report has come: the exit status, the screen, every byte.
-fn finish(terminal: Terminal) -> (ExitStatus, String, Vec<u8>) {
+fn finish(terminal: &Terminal) -> (ExitStatus, String, Vec<u8>) {
     terminal.press("\x03");
     let status = terminal.wait_for_end();
     let screen = terminal.wait_for("the end of the report", |screen| screen.contains("recorded in"));
@@ -65,7 +65,7 @@ fn a_terminal_is_redrawn_with_what_is_new_shortened_to_its_width_and_ctrl_c_leav
     });
     assert!(screen.contains("SOCKET"), "{screen}");
 
-    let (status, screen, raw) = finish(terminal);
+    let (status, screen, raw) = finish(&terminal);
     common::assert_own_traffic_counted(status.code(), &screen);
     assert_eq!(screen.matches("SOCKET ").count(), 1, "the last view made room for the report:\n{screen}");
     assert!(screen.contains("ended early") && (screen.contains("Lost: nothing.") || screen.contains("LOST")), "{screen}");
@@ -84,7 +84,7 @@ fn no_color_is_obeyed_and_a_dumb_terminal_gets_no_control_sequence_at_all() {
         let arguments = ["discover", "--follow", "--interval", "100ms", "--record", recording.to_str().expect("UTF-8")];
         let terminal = Terminal::start(&arguments, (24, 100), &environment);
         terminal.wait_for("a view", |screen| screen.contains("CALLS: sends"));
-        let (status, screen, raw) = finish(terminal);
+        let (status, screen, raw) = finish(&terminal);
         assert!(matches!(status.code(), Some(0 | 3)), "{status}:\n{screen}");
         let escapes = raw.iter().filter(|byte| **byte == 0x1b).count();
         assert_eq!(escapes > 0, any_sequence, "{environment:?}: {screen}");
