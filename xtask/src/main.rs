@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | vm-test | package | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | recipes | vm-test | package | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -20,12 +20,14 @@ mod kills;
 mod measure;
 mod package;
 mod paths;
+mod recipes;
 mod run;
 mod servers;
 mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod unpacked;
 mod vm;
 mod workload;
 
@@ -84,6 +86,8 @@ enum Command {
     /// A process of another user, who attacks these two
     #[command(hide = true)]
     HostileStranger(hostile::EndOptions),
+    /// discover, suggest, verify against redis, PostgreSQL, memcached and nginx with php-fpm: the commands of README's recipes
+    Recipes(recipes::Options),
     /// A Debian package with the library, the tracer, man pages, completions and examples
     Package(package::Options),
     /// The library and the tracer on Debian's 6.1 kernel, in an emulated machine
@@ -128,6 +132,7 @@ fn dispatch() -> anyhow::Result<()> {
         Command::HostileHonest(options) => hostile::honest(&options),
         Command::HostileFriend(options) => hostile::friend(&options),
         Command::HostileStranger(options) => hostile::stranger(&options),
+        Command::Recipes(options) => recipes::recipes(&options),
         Command::Package(options) => package::package(&options),
         Command::VmTest => vm::vm_test(),
         Command::VmGuest => vm::init(),

@@ -1,7 +1,7 @@
-//! Real servers for the behaviour tests: PostgreSQL, nginx, php-fpm and gunicorn, from Debian's archive.
+//! Real servers for the behaviour tests and the recipes: PostgreSQL, nginx, php-fpm, gunicorn and memcached, from Debian's archive.
 //!
 //! They are fetched ([`crate::archive`]) and unpacked into the target folder, never installed: a developer's machine must not
-//! find itself running three services because somebody tested. For PostgreSQL the source package of the very same version comes
+//! find itself running services because somebody tested. For PostgreSQL the source package of the very same version comes
 //! too, because the inputs of its regression tests are in no other.
 //!
 //! The packages themselves are always fetched; of what they depend on, only what the machine lacks. Names carry no version:
@@ -21,7 +21,7 @@ use crate::{paths, run};
 const LOCAL_DEADLINE: Duration = Duration::from_secs(120);
 
 /// What the tests run.
-const PACKAGES: [&str; 4] = ["^postgresql-[0-9]+$", "^php[0-9.]+-fpm$", "nginx", "gunicorn"];
+const PACKAGES: [&str; 5] = ["^postgresql-[0-9]+$", "^php[0-9.]+-fpm$", "nginx", "gunicorn", "memcached"];
 /// Dependencies that nothing here calls, or that must come from the machine: a second libc would not fit its loader.
 const UNUSED: [&str; 12] = [
     "adduser",
@@ -40,7 +40,7 @@ const UNUSED: [&str; 12] = [
 /// Parts of the unpacked packages that no program reads: they would only be copied about.
 const UNREAD: [&str; 4] = ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian"];
 /// Changes whenever the folder must be made anew.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// The folder with the servers, for `TSSX_SERVERS`; fetched if it is not there.
 ///
@@ -49,12 +49,14 @@ const RECIPE: &str = "1";
 pub(crate) fn fetch() -> Result<PathBuf> {
     let place = paths::target().join("servers");
     if fs::read_to_string(place.join("complete")).is_ok_and(|recipe| recipe == RECIPE) {
-        println!("setup: found PostgreSQL, nginx, php-fpm and gunicorn in {}", place.display());
+        println!("setup: found PostgreSQL, nginx, php-fpm, gunicorn and memcached in {}", place.display());
         return Ok(place);
     }
     println!("setup: missing servers (the tests drive them over Unix sockets): unpacking them into {}", place.display());
     if paths::find_program("apt-get").is_none() || paths::find_program("dpkg-deb").is_none() {
-        bail!("this is no Debian: the tests' servers (PostgreSQL, nginx, php-fpm, gunicorn) are taken from Debian's packages");
+        bail!(
+            "this is no Debian: the tests' servers (PostgreSQL, nginx, php-fpm, gunicorn, memcached) are taken from Debian's packages"
+        );
     }
     if place.exists() {
         fs::remove_dir_all(&place).with_context(|| format!("clearing {}", place.display()))?;
@@ -206,6 +208,7 @@ fn probe(root: &Path, postgres: &str) -> Result<()> {
         (programs.join("psql"), "--version"),
         (php, "-v"),
         (root.join("usr/sbin/nginx"), "-v"),
+        (root.join("usr/bin/memcached"), "--version"),
     ] {
         let mut command = Command::new(program);
         command.env("LD_LIBRARY_PATH", &libraries);

@@ -16,7 +16,7 @@ use nix::unistd::geteuid;
 
 use crate::build::Artefacts;
 use crate::census::Census;
-use crate::{build, check, hostile, package, paths, run, servers, setup, vm};
+use crate::{build, check, hostile, package, paths, recipes, run, servers, setup, vm};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -149,6 +149,7 @@ pub(crate) fn test() -> Result<()> {
         }
     }
     hostile_peer(&mut total, &mut failures);
+    real_servers(&artefacts, &servers, &mut total, &mut failures);
     packaged(&artefacts, &mut total, &mut failures);
     println!("== nothing is left behind");
     match left_behind(&before, scratch.path()).as_slice() {
@@ -201,6 +202,33 @@ fn packaged(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>
             println!("{error:#}");
             total.failed += 1;
             failures.push(format!("the package: {error:#}"));
+        }
+    }
+}
+
+/// README's recipes, in short.
+fn real_servers(artefacts: &Artefacts, servers: &Path, total: &mut Tally, failures: &mut Vec<String>) {
+    println!("== tests: the recipes, on real servers");
+    match recipes::short(artefacts, servers) {
+        Ok(Some(outcomes)) => {
+            for recipes::Outcome { name, result } in outcomes {
+                match result {
+                    Ok(()) => total.passed += 1,
+                    Err(error) => {
+                        total.failed += 1;
+                        failures.push(format!("recipe {name}: {error:#}"));
+                    }
+                }
+            }
+        }
+        Ok(None) => {
+            println!("SKIPPED: the recipes: loading kernel programs needs root; run `sudo -E cargo xtask test`");
+            total.skipped += 1;
+        }
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("the recipes: {error:#}"));
         }
     }
 }

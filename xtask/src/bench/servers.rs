@@ -1,11 +1,9 @@
 //! Real servers: redis under redis-benchmark, and PostgreSQL under pgbench from `target/servers`.
 //!
-//! PostgreSQL refuses to be root, and the library accelerates only between processes of one user: where the bench runs as root, server
-//! and client run as nobody, with a copy of the library that nobody can read.
+//! PostgreSQL runs as [`crate::unpacked`] says, with a copy of the library that its user can read.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +13,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeValLike;
 use nix::time::clock_getcpuclockid;
-use nix::unistd::{Gid, Pid, Uid, User};
+use nix::unistd::Pid;
 use procfs::process::Process;
 use tempfile::TempDir;
 
@@ -24,7 +22,8 @@ use crate::comparison::{Comparison, Row, measure};
 use crate::environment::without_library;
 use crate::figures::{Cpu, Figures, Latency};
 use crate::measure::{ROUND_DEADLINE, Running};
-use crate::{paths, run, servers};
+use crate::unpacked::{Unpacked, redis_server};
+use crate::{run, servers};
 
 /// Requests of one run of redis-benchmark.
 const REQUESTS: u32 = 50_000;
@@ -75,19 +74,6 @@ fn of_redis(text: &str) -> Option<(f64, Option<Latency>)> {
     Some((values.get(1)?.parse().ok()?, latency))
 }
 
-/// The server's program; Debian's redis-tools has it under another name, which a link mends.
-fn redis_server(directory: &Path) -> Result<PathBuf> {
-    if let Some(program) = paths::find_program("redis-server") {
-        return Ok(program);
-    }
-    let link = directory.join("redis-server");
-    if !link.exists() {
-        let binary = paths::find_program("redis-check-rdb").context("no redis-server: run `cargo xtask setup`")?;
-        std::os::unix::fs::symlink(binary, &link)?;
-    }
-    Ok(link)
-}
-
 /// Transactions per second of pgbench's prepared SELECT, on one cluster whose server is started anew for each round.
 pub(super) fn pgbench(rows: &[Row], clients: u32, plan: &Plan) -> Result<Vec<Comparison>> {
     let cluster = Cluster::make(plan)?;
@@ -96,7 +82,7 @@ pub(super) fn pgbench(rows: &[Row], clients: u32, plan: &Plan) -> Result<Vec<Com
     measure(rows, plan.rounds, |preloaded| {
         let server = cluster.start(preloaded)?;
         let load = |amount: [&str; 2]| {
-            let mut command = cluster.command("pgbench", preloaded);
+            let mut command = cluster.command("pgbench", preloaded)?;
             command.args(["--no-vacuum", "-S", "-M", "prepared", "-c", &clients]).args(amount).arg("postgres");
             run::capture_success(&mut command, ROUND_DEADLINE)
         };
@@ -155,76 +141,36 @@ impl CpuTime {
 /// A database cluster.
 struct Cluster {
     home: TempDir,
-    /// What the packages take for `/`.
-    root: PathBuf,
-    programs: PathBuf,
-    user: Option<(Uid, Gid)>,
+    servers: Unpacked,
 }
 
 impl Cluster {
     /// Makes one and fills it.
     fn make(plan: &Plan) -> Result<Self> {
-        let home = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
-        let user = match Uid::effective().is_root() {
-            true => {
-                let nobody = User::from_name("nobody")?.context("there is no user nobody, and PostgreSQL refuses to be root")?;
-                Some((nobody.uid, nobody.gid))
-            }
-            false => None,
-        };
-        if let Some((uid, gid)) = user {
-            nix::unistd::chown(home.path(), Some(uid), Some(gid))?;
-        }
+        let folder = std::env::var_os("TSSX_SERVERS").map_or_else(servers::fetch, |folder| Ok(PathBuf::from(folder)))?;
+        let servers = Unpacked::new(&folder)?;
+        let home = servers.home()?;
         fs::copy(&plan.library, home.path().join("library.so"))?;
         fs::set_permissions(home.path().join("library.so"), Permissions::from_mode(0o755))?;
-        let unpacked = std::env::var_os("TSSX_SERVERS").map_or_else(servers::fetch, |folder| Ok(PathBuf::from(folder)))?;
-        let mut cluster = Self { home, root: unpacked.join("root"), programs: PathBuf::new(), user };
-        cluster.programs = cluster.find_programs()?;
-        let mut probe = cluster.command("postgres", false);
-        if run::capture_success(probe.arg("--version"), ROUND_DEADLINE).is_err() {
-            cluster.copy()?; // nobody cannot enter every folder that a clone may be in
-        }
-        let mut initdb = cluster.command("initdb", false);
+        let cluster = Self { home, servers };
+        let mut initdb = cluster.command("initdb", false)?;
         initdb.args(["--username=tester", "--no-locale", "--encoding=UTF8", "--auth=trust", "--no-sync", "-D"]);
         run::capture_success(initdb.arg(cluster.home.path().join("data")), ROUND_DEADLINE)?;
         let _server = cluster.start(false)?;
-        let mut fill = cluster.command("pgbench", false);
+        let mut fill = cluster.command("pgbench", false)?;
         run::capture_success(fill.args(["--initialize", "--quiet", "postgres"]), ROUND_DEADLINE)?;
         Ok(cluster)
     }
 
-    fn find_programs(&self) -> Result<PathBuf> {
-        let folder = self.root.join("usr/lib/postgresql");
-        let mut versions = fs::read_dir(&folder).with_context(|| format!("no PostgreSQL in {}", folder.display()))?;
-        Ok(versions.next().context("PostgreSQL is not unpacked: run `cargo xtask setup`")??.path().join("bin"))
-    }
-
-    fn copy(&mut self) -> Result<()> {
-        let folder = self.home.path().join("servers");
-        run::capture_success(Command::new("cp").arg("-a").arg(&self.root).arg(&folder), ROUND_DEADLINE)?;
-        run::capture_success(Command::new("chmod").args(["-R", "a+rX"]).arg(&folder), ROUND_DEADLINE)?;
-        self.root = folder;
-        self.programs = self.find_programs()?;
-        Ok(())
-    }
-
     /// One of PostgreSQL's programs.
-    fn command(&self, program: &str, preloaded: bool) -> Command {
-        let mut command = Command::new(self.programs.join(program));
-        if let Some((uid, gid)) = self.user {
-            command.uid(uid.as_raw()).gid(gid.as_raw());
-        }
-        let libraries =
-            ["usr/lib", "lib"].map(|folder| self.root.join(folder).join(format!("{}-linux-gnu", std::env::consts::ARCH)));
-        let [first, second] = libraries.map(|folder| folder.display().to_string());
+    fn command(&self, program: &str, preloaded: bool) -> Result<Command> {
         let home = self.home.path();
-        command.env("LD_LIBRARY_PATH", format!("{first}:{second}")).env("LC_ALL", "C.UTF-8").env("HOME", home).env("TMPDIR", home);
-        command.env("PGHOST", home).env("PGUSER", "tester").current_dir(home);
-        without_library(&mut command);
+        let mut command = self.servers.command(&self.servers.postgres(program)?, home);
+        command.env("PGHOST", home).env("PGUSER", "tester");
         if preloaded {
             command.env("LD_PRELOAD", home.join("library.so")).env("USE_TSSX", self.socket());
         }
-        command
+        Ok(command)
     }
 
     fn socket(&self) -> PathBuf {
@@ -233,7 +179,7 @@ impl Cluster {
 
     /// Starts the server; it ends in its own way, for the next to find everything in order.
     fn start(&self, preloaded: bool) -> Result<Running> {
-        let mut command = self.command("postgres", preloaded);
+        let mut command = self.command("postgres", preloaded)?;
         command.arg("-D").arg(self.home.path().join("data"));
         for setting in ["listen_addresses=", "fsync=off", "jit=off", "autovacuum=off"] {
             command.args(["-c", setting]);
@@ -242,7 +188,7 @@ impl Cluster {
         command.stderr(std::process::Stdio::null());
         let server = Running::server(command, &self.socket())?.ended_by(Signal::SIGINT);
         for _ in 0..500 {
-            let mut ready = self.command("psql", false);
+            let mut ready = self.command("psql", false)?;
             if run::capture_success(ready.args(["-d", "postgres", "-c", "SELECT 1"]), ROUND_DEADLINE).is_ok() {
                 return Ok(server);
             }

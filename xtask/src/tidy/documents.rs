@@ -33,6 +33,7 @@ const TOP_LEVEL: [&str; 22] = [
     "tssx-trace",
     "xtask",
 ];
+const README: &str = "README.md";
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 /// The walk is of use only if it reaches from the exported symbol to the ring.
 const FEWEST_STEPS: usize = 5;
@@ -52,6 +53,17 @@ pub(super) fn top_level(tree: &Tree) -> Result<Vec<Finding>> {
         findings.push(Finding::new(name, 1, "is missing at the top level", "write it"));
     }
     Ok(findings)
+}
+
+/// README.md shows the commands that `cargo xtask recipes` runs.
+pub(super) fn recipes(tree: &Tree) -> Result<Vec<Finding>> {
+    let text = tree.text(Path::new(README))?.unwrap_or_default();
+    if text.contains(&format!("```sh\n{}```\n", crate::recipes::TEXT)) {
+        return Ok(Vec::new());
+    }
+    let heading = text.lines().position(|line| line == "## Recipes").map_or(1, |index| index + 1);
+    let what = "the commands shown are not those that are run and proven";
+    Ok(vec![Finding::new(README, heading, what, "copy xtask/src/recipes/recipes.sh as it is into a block that begins with ```sh")])
 }
 
 /// Each `` `path::function` `` in ARCHITECTURE.md's section on `read()` names a file and a function in it.

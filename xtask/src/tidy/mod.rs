@@ -5,7 +5,7 @@
 //! - [`licences`]: that of every crate is one that deny.toml allows;
 //! - [`source`]: unsafe code only where [`unsafe_list`] says, file and function length, no stubs, module headers;
 //! - [`protocol`]: PROTOCOL.md lists every field of the shared layouts with its offset;
-//! - [`documents`]: the top level, ARCHITECTURE.md's walk of `read()`, no paths of one machine.
+//! - [`documents`]: the top level, ARCHITECTURE.md's walk of `read()`, README.md's recipes, no paths of one machine.
 
 mod documents;
 mod layers;
@@ -43,6 +43,7 @@ pub(crate) const RULES: [Rule; 11] = [
     Rule { name: "PROTOCOL.md lists every shared field", find: protocol::fields },
     Rule { name: "the top level is as laid down", find: documents::top_level },
     Rule { name: "the walk of read() in ARCHITECTURE.md is the code", find: documents::walk },
+    Rule { name: "the recipes in README.md are the ones that are run", find: documents::recipes },
     Rule { name: "no paths of one machine", find: documents::machine_paths },
 ];
 
