@@ -104,7 +104,9 @@ impl<'a> Programs<'a> {
         };
         let (mut upstream, mut location) = (upstream.replace("$SOCKET", &socket), (*location).to_owned());
         if self.kind == Kind::Short {
-            for (text, part) in [(&mut upstream, " keepalive 8;"), (&mut location, " fastcgi_keep_conn on;")] {
+            for (text, part) in
+                [(&mut upstream, " keepalive 8; keepalive_requests 1000000;"), (&mut location, " fastcgi_keep_conn on;")]
+            {
                 ensure!(text.contains(part), "recipes.sh does not say{part}");
                 *text = text.replace(part, "");
             }

@@ -18,7 +18,7 @@ memcached -s $SOCKET
 python3 memcached_client.py $SOCKET $MANY
 
 # nginx, and php-fpm behind it. Connections are worth it if they are kept, which nginx.conf must say:
-#   upstream php { server unix:$SOCKET; keepalive 8; }
+#   upstream php { server unix:$SOCKET; keepalive 8; keepalive_requests 1000000; }
 #   location ~ \.php$ { fastcgi_pass php; fastcgi_keep_conn on; include fastcgi_params; }
 php-fpm --nodaemonize --fpm-config php-fpm.conf
 nginx -p . -e nginx.log -c nginx.conf

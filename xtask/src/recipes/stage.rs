@@ -26,7 +26,7 @@ const LOST: i32 = 3;
 /// How often a window is tried.
 const WATCHES: usize = 4;
 /// Of a failed command's output.
-const MOST_LINES: usize = 40;
+const MOST_LINES: usize = 120;
 
 /// The folder, and what the script's variables are there.
 pub(super) struct Stage<'a> {
