@@ -3,6 +3,8 @@
 //! It is arithmetic on two files and looks at nothing else. Every figure is a range: from the least of what fits the way in which the
 //! programs may use their connections to the most. [`ASSUMPTIONS`] says what is taken for granted.
 
+mod waits;
+
 use serde::Serialize;
 
 use crate::calibration::{Calibration, Cost, Point, Shape, Spread};
@@ -11,10 +13,11 @@ use crate::output::{short, time};
 use crate::recording::{Recording, ServiceRecord};
 
 /// What holds for every prediction.
-pub(crate) const ASSUMPTIONS: [&str; 5] = [
-    "messages as many and as large as in the recording, and a message of each direction answers one of the other",
-    "likely: the ends take turns on one CPU while plain and have two with rings; least: they share one, or sleep; most: they have two always",
-    "likely, for a process with several connections: every other message is there before the process waits for it",
+pub(crate) const ASSUMPTIONS: [&str; 6] = [
+    "messages as many and as large as in the recording; those that followed a receive at their end (turns) answer one, the others stream",
+    "a plain round trip takes two sends and two of the waits that were recorded, and what is left of its time the ends compute; with rings they compute as long",
+    "with rings each end has a CPU of its own; where the plain ends may have shared one: likely half of what that saves, at least what is saved on one CPU",
+    "of a process with several connections, and where no waits were recorded, plain round trips are those of the calibration, likely on one CPU, and likely every other message of such a process is there before it waits",
     "times come from this host's calibration, taken when it was as busy as it was then",
     "the rate grows by the factor only where a client waits for each answer before it goes on, and at least one end is never idle otherwise",
 ];
@@ -36,6 +39,8 @@ pub(crate) struct Seen {
     pub(crate) processes: f64,
     /// Sizes of messages in bytes, each with its share.
     pub(crate) sizes: Vec<(f64, f64)>,
+    /// From the arrival of bytes to the end of the receive that took them, nanoseconds; `None`: not recorded.
+    pub(crate) wait_ns: Option<Spread>,
 }
 
 /// What to expect. Each range is of all connections of the socket together.
@@ -70,15 +75,25 @@ impl Seen {
         if calls == 0 || service.connections == 0 {
             return Err("no traffic while it was watched");
         }
-        let pairs = there.min(back);
+        let evidence = service.evidence.as_ref();
+        // Both ends of a round trip take a turn.
+        let turns = evidence.and_then(|evidence| evidence.turns).map(|turns| turns.div_ceil(2));
+        let pairs = turns.unwrap_or(u64::MAX).min(there).min(back);
         Ok(Self {
             round_trips: recording.per_second(pairs),
-            one_way: recording.per_second(there.max(back) - pairs),
+            one_way: recording.per_second(unanswered(there, back, turns, pairs)),
+            wait_ns: evidence.and_then(|evidence| waits::mean(evidence.wakeups.as_deref()?)),
             connections: service.connections as f64,
             processes: service.servers.len().min(service.clients.len()).max(1) as f64,
             sizes: sizes(service),
         })
     }
+}
+
+/// Messages that nothing answers. Without turns the longer direction tells: its surplus.
+fn unanswered(there: u64, back: u64, turns: Option<u64>, pairs: u64) -> u64 {
+    let all = there.saturating_add(back).saturating_sub(pairs.saturating_mul(2));
+    if turns.is_some() { all } else { there.max(back) - pairs }
 }
 
 /// The sizes of sends: of each power of two the middle, or the mean where only that is known.
@@ -97,7 +112,16 @@ pub(crate) fn predict(calibration: &Calibration, seen: &Seen) -> Option<Gain> {
     let table = Table { points: &calibration.points, sizes: &seen.sizes };
     let lanes = seen.connections.min(seen.processes);
     let stream = table.spread(Shape::Stream, |point| point.saved_ns)?;
-    let mut trip = widest(&ANSWERED.map(|shape| table.trip(shape, lanes * 1e9 / seen.round_trips.max(f64::MIN_POSITIVE))))?;
+    let each_ns = lanes * 1e9 / seen.round_trips.max(f64::MIN_POSITIVE);
+    let alone = seen.connections <= seen.processes && seen.round_trips > 0.0;
+    let waited = match seen.wait_ns.filter(|_| alone) {
+        Some(wait) => Some(table.trip_of_waits(wait, each_ns)?),
+        None => None,
+    };
+    let mut trip = match waited {
+        Some(waited) => waited.saved,
+        None => widest(&ANSWERED.map(|shape| table.trip(shape, each_ns)))?,
+    };
     if seen.connections > seen.processes {
         // A process with several connections often finds the next message without having waited for it: then the calls alone count.
         let (least, calls) = (trip.least.min(2.0 * stream.least), 2.0 * stream.median);
@@ -116,17 +140,24 @@ pub(crate) fn predict(calibration: &Calibration, seen: &Seen) -> Option<Gain> {
         let plain = table.mean(shape, &|point| point.plain.time_ns.median)? + table.beside(shape)?;
         Some(plain / table.mean(shape, &|point| point.rings.time_ns.median)?)
     };
-    let best = [bare(Shape::RoundTrip)?, bare(Shape::Events)?, bare(Shape::Stream)?].into_iter().fold(1.0, f64::max);
+    let mut best = [bare(Shape::RoundTrip)?, bare(Shape::Events)?, bare(Shape::Stream)?].into_iter().fold(1.0, f64::max);
+    if let Some(waited) = waited {
+        best = best.max(each_ns / waited.rings.least.max(f64::MIN_POSITIVE));
+    }
     let factor = |saved: f64, lanes: f64| if saved < lanes { (lanes / (lanes - saved)).min(best) } else { best };
     Some(Gain {
         saved_per_second: saved,
         client_cpu: cpu(|cost| cost.client_cpu_ns)?,
         server_cpu: cpu(|cost| cost.server_cpu_ns)?,
-        round_trip_plain_ns: answered(ANSWERED.map(|shape| {
-            let (two, beside) = (table.spread(shape, |point| point.plain.time_ns)?, table.beside(shape)?);
-            Some(Spread { least: two.least + beside, median: two.median + beside, ..two })
-        })),
-        round_trip_rings_ns: answered(ANSWERED.map(|shape| table.spread(shape, |point| point.rings.time_ns))),
+        round_trip_plain_ns: waited.map(|waited| waited.plain).or_else(|| {
+            answered(ANSWERED.map(|shape| {
+                let (two, beside) = (table.spread(shape, |point| point.plain.time_ns)?, table.beside(shape)?);
+                Some(Spread { least: two.least + beside, median: two.median + beside, ..two })
+            }))
+        }),
+        round_trip_rings_ns: waited
+            .map(|waited| waited.rings)
+            .or_else(|| answered(ANSWERED.map(|shape| table.spread(shape, |point| point.rings.time_ns)))),
         rate_factor: Spread {
             least: factor(saved.least, seen.connections),
             median: factor(saved.median, lanes),
@@ -286,9 +317,13 @@ impl Prediction {
     }
 }
 
-/// What each service of a recording would gain, and what that rests on, line by line.
-pub(crate) fn comments(calibration: &Calibration, recording: &Recording) -> Vec<String> {
-    let talking = recording.services.iter().filter(|service| service.calls != Some(0) && service.kind == Kind::Stream);
+/// What each of these services of a recording would gain, and what that rests on, line by line.
+pub(crate) fn comments<'a>(
+    calibration: &Calibration,
+    recording: &Recording,
+    services: impl Iterator<Item = &'a ServiceRecord>,
+) -> Vec<String> {
+    let talking = services.filter(|service| service.calls != Some(0) && service.kind == Kind::Stream);
     let line = |service| Prediction::of(calibration, recording, service).line();
     let mut lines: Vec<_> = talking.map(|service| format!("gain {}: {}", service.display, line(service))).collect();
     lines.extend(ASSUMPTIONS.map(|assumption| format!("gain assumes: {assumption}")));

@@ -3,6 +3,9 @@
 use std::path::Path;
 
 use super::*;
+use crate::evidence::{Evidence, TimeCount};
+use crate::recording::FlowRecord;
+use crate::recording::samples::{busy, recording_of};
 
 fn flat(value: f64) -> Spread {
     Spread { least: value * 0.9, median: value, most: value * 1.1 }
@@ -27,7 +30,7 @@ fn host() -> Calibration {
 }
 
 fn seen(round_trips: f64, one_way: f64, connections: f64) -> Seen {
-    Seen { round_trips, one_way, connections, processes: 1.0, sizes: vec![(64.0, 1.0)] }
+    Seen { round_trips, one_way, connections, processes: 1.0, sizes: vec![(64.0, 1.0)], wait_ns: None }
 }
 
 fn near(value: f64, expected: f64) -> bool {
@@ -43,6 +46,62 @@ fn a_client_that_only_waits_gets_what_the_exchange_gets() {
     assert!(gain.saved_per_second.most >= 0.9 && gain.rate_factor.most >= 9.99, "{gain:?}");
     assert!(near(gain.round_trip_plain_ns.expect("answered").median, 10_000.0), "{gain:?}");
     assert!(near(gain.round_trip_rings_ns.expect("answered").median, 1000.0), "{gain:?}");
+}
+
+/// The same host, and receives that waited so long.
+fn waited(round_trips: f64, wait_ns: u64) -> Gain {
+    let wait_ns = waits::mean(&[TimeCount { from_ns: wait_ns, count: 1000 }]);
+    predict(&host(), &Seen { wait_ns, ..seen(round_trips, 0.0, 1.0) }).expect("complete")
+}
+
+#[test]
+fn recorded_waits_are_what_a_plain_round_trip_takes() {
+    // Two waits of 16 to 32 µs and two sends of 1 µs: 34 to 66 µs, of which one in 50 µs leaves 16 at most for computing.
+    let gain = waited(20_000.0, 16_000);
+    assert!(near(gain.round_trip_plain_ns.expect("answered").least, 34_000.0), "{gain:?}");
+    assert!(near(gain.rate_factor.most, 50.0 / 0.9), "computing nothing, the best of the rings: {gain:?}");
+    let behind = 8.0 * 16.0 / 1000.0;
+    assert!(near(gain.rate_factor.least, 50.0 / (16.0 + 1.0 + behind)), "{gain:?}");
+    assert!(
+        near(
+            gain.saved_per_second.median,
+            20_000.0
+                * (16_000.0 * 2.0 * std::f64::consts::LOG2_E + 2000.0 - 1000.0 - 8.0 * (48.0 - 32.0 * std::f64::consts::LOG2_E))
+                / 1e9
+        ),
+        "{gain:?}"
+    );
+}
+
+#[test]
+fn ends_that_may_have_shared_a_cpu_gain_at_least_what_is_saved_on_one() {
+    let gain = waited(100_000.0, 3000);
+    assert!(near(gain.saved_per_second.least, 0.18), "{gain:?}");
+    assert!(gain.saved_per_second.median < gain.saved_per_second.most && gain.saved_per_second.most <= 0.91 + 1e-9, "{gain:?}");
+}
+
+#[test]
+fn few_waits_and_a_crowd_are_judged_by_the_calibration() {
+    assert_eq!(waits::mean(&[TimeCount { from_ns: 1000, count: 99 }]), None);
+    let crowd = Seen { wait_ns: Some(flat(20_000.0)), ..seen(100_000.0, 0.0, 50.0) };
+    assert_eq!(predict(&host(), &crowd), predict(&host(), &seen(100_000.0, 0.0, 50.0)));
+}
+
+#[test]
+fn turns_tell_answers_from_two_streams() {
+    let evidence = |turns| Some(Evidence { turns, ..Evidence::default() });
+    let flow = FlowRecord { send_calls: Some(1000), ..FlowRecord::default() };
+    let of = |turns| {
+        let service =
+            ServiceRecord { client_to_server: flow, server_to_client: flow, evidence: evidence(turns), ..busy(b"/run/x") };
+        let recording = recording_of(vec![service]);
+        let seen = Seen::of(&recording, &recording.services[0]).expect("traffic");
+        (seen.round_trips, seen.one_way)
+    };
+    let all = of(None).0;
+    assert_eq!((of(Some(2000)), of(None)), ((all, 0.0), (all, 0.0)), "each message is answered");
+    assert_eq!(of(Some(20)).0 * 100.0, all);
+    assert!(near(of(Some(20)).1, all * 1.98), "of two streams both count: {:?}", of(Some(20)));
 }
 
 #[test]

@@ -142,3 +142,20 @@ fn a_unit_that_is_no_end_of_anything_selected_is_named() {
     assert_eq!((code, text.as_str()), (Some(1), ""), "another format has no units");
     assert!(errors.contains("--format systemd"), "{errors}");
 }
+
+#[test]
+fn every_format_says_what_is_gained_and_a_unit_s_own_drop_in_of_its_sockets_alone() {
+    let calibration = kept("calibration.json").to_str().expect("UTF-8").to_owned();
+    let gains = |options: &[&str]| -> Vec<String> {
+        let (_, text, errors) = suggest("busy", &[options, &["--calibration", &calibration]].concat());
+        let lines = text.lines().filter_map(|line| line.strip_prefix("# gain ").map(String::from));
+        let (assumed, gains): (Vec<_>, Vec<_>) = lines.partition(|line| line.starts_with("assumes: "));
+        assert!(!assumed.is_empty(), "{text}{errors}");
+        gains
+    };
+    let all = gains(&["--format", "shell"]);
+    assert!(all.len() > 1 && all.iter().any(|line| line.contains(": predicted: ")), "{all:?}");
+    assert_eq!((gains(&["--format", "systemd"]), gains(&["--format", "compose"])), (all.clone(), all));
+    let one = gains(&["--format", "systemd", "--unit", "redis-server.service"]);
+    assert!(matches!(&one[..], [only] if only.starts_with("/run/redis.sock: ")), "{one:?}");
+}

@@ -4,7 +4,7 @@
 
 use crate::env_file::{comment, line};
 use crate::gain;
-use crate::proposal::{Place, Proposal, Target};
+use crate::proposal::{Item, Place, Proposal, Target};
 
 impl Proposal<'_> {
     /// `KEY="value"` lines that a shell sources and systemd takes as `EnvironmentFile=`.
@@ -35,6 +35,8 @@ impl Proposal<'_> {
         if let Some(only) = only {
             let is_it = |target: &Target| matches!(&target.place, Place::Unit { unit, .. } if unit == only);
             let (_, target) = units.iter().find(|(_, target)| is_it(target))?;
+            let concerns = |item: &&Item<'_>| item.selection.as_ref().is_ok_and(|word| target.patterns.contains(word));
+            lines.extend(self.gains(self.items.iter().filter(concerns)));
             lines.extend(self.unit(target));
             return Some(lines.join("\n") + "\n");
         }
@@ -82,13 +84,19 @@ impl Proposal<'_> {
             lines.push(comment("Some traffic of that window could not be counted: the figures are lower bounds."));
         }
         lines.extend(self.items.iter().flat_map(|item| item.lines(self.recording)).map(|text| comment(&text)));
-        let gains = self.calibration.map(|calibration| gain::comments(calibration, self.recording)).unwrap_or_default();
-        lines.extend(gains.iter().map(|text| comment(text)));
+        lines.extend(self.gains(self.items.iter()));
         if !self.targets.is_empty() {
             lines.push(comment("Set it for:"));
         }
         lines.extend(self.targets.iter().map(|target| comment(&format!("    {}", target.line()))));
         lines
+    }
+
+    /// What these would gain; nothing without a calibration.
+    fn gains<'a>(&self, items: impl Iterator<Item = &'a Item<'a>>) -> Vec<String> {
+        let services = items.map(|item| item.service);
+        let gains = self.calibration.map(|calibration| gain::comments(calibration, self.recording, services));
+        gains.unwrap_or_default().iter().map(|text| comment(text)).collect()
     }
 }
 
