@@ -32,7 +32,7 @@ pub(crate) struct Rule {
 }
 
 /// Every rule.
-pub(crate) const RULES: [Rule; 11] = [
+pub(crate) const RULES: [Rule; 12] = [
     Rule { name: "layers: crates depend one way", find: layers::directions },
     Rule { name: "layers: each dependency inside other people's processes is justified", find: layers::justified },
     Rule { name: "licences and sources of what we build on", find: licences::allowed },
