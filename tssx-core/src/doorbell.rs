@@ -39,14 +39,25 @@ static JUNK: [u8; 8192] = [0; 8192];
 /// gone would not have taken.
 ///
 /// # Errors
-/// What the kernel said of the socket: EPIPE or ECONNRESET when the peer is gone. A full queue is no error: it is readable.
+/// What the kernel said of the socket: EPIPE or ECONNRESET when the peer is gone. A full queue is no error: it is readable. Nor is a kernel
+/// without memory: it says nothing of the peer, and the next bytes ring again.
 pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<bool, Errno> {
     fence(SeqCst);
     if !is_awaited(segment) {
         return Ok(false);
     }
     let before = segment.tx().asleep.fetch_and(!ASLEEP, SeqCst);
-    if before & ASLEEP == 0 { Ok(false) } else { ring(fd, slot, segment).map(|()| true) }
+    if before & ASLEEP == 0 {
+        return Ok(false);
+    }
+    match ring(fd, slot, segment) {
+        Ok(()) => Ok(true),
+        Err(Errno(libc::EINTR | libc::ENOBUFS | libc::ENOMEM)) => {
+            segment.tx().asleep.fetch_or(ASLEEP, SeqCst);
+            Ok(false)
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Producer: whether the next bytes ring a doorbell, unless the consumer wakes by itself before.
@@ -109,7 +120,8 @@ pub fn hold_unwritable(fd: i32, slot: &Slot, segment: &Segment) -> Result<(), Er
     }
     // Not fresh, but writable: the consumer took our junk together with what it was draining. Send it again, or a program
     // that waits by poll would be told "writable" over and over.
-    if fresh || kernel::poll_now(fd, libc::POLLOUT)? & libc::POLLOUT != 0 {
+    // Where the kernel does not say, more junk does no harm.
+    if fresh || kernel::poll_now(fd, libc::POLLOUT).map_or(true, |ready| ready & libc::POLLOUT != 0) {
         send_junk(fd, slot, segment, JUNK.len())?;
     }
     fence(SeqCst);

@@ -128,8 +128,8 @@ pub fn flush(fd: i32, slot: &Slot, segment: &Segment) -> bool {
                 slot.recalled_left.store(left.saturating_sub(sent as u64), Relaxed);
                 slot.kernel_tx_bytes.fetch_add(sent as u64, Relaxed);
             }
-            Err(Errno::AGAIN) => return false,
-            Err(_) => return finish(slot), // nobody is there to read it
+            Err(Errno(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) => return finish(slot), // nobody is there to read it
+            Err(_) => return false,                                                             // no room, or no memory
         }
     }
 }

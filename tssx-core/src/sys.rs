@@ -10,6 +10,7 @@ use core::ffi::{CStr, c_int};
 use core::mem::{MaybeUninit, size_of};
 
 mod mapping;
+mod patience;
 mod process;
 mod signals;
 
@@ -308,13 +309,13 @@ unsafe impl Plain for libc::ucred {}
 // SAFETY: two integers.
 unsafe impl Plain for libc::timeval {}
 
-/// sendto(2) without an address, never blocking and never raising SIGPIPE.
+/// sendto(2) without an address, never blocking and never raising SIGPIPE; patient while the kernel is short of memory.
 ///
 /// # Errors
 /// EAGAIN when the peer's queue is full, EPIPE, ECONNRESET and the rest of the man page.
 pub fn send(fd: c_int, bytes: &[u8]) -> Result<usize> {
-    let flags = flag_arg(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
-    call(libc::SYS_sendto, [fd_arg(fd), bytes.as_ptr() as usize, bytes.len(), flags, 0, 0])
+    // SAFETY: a live slice.
+    unsafe { send_from(fd, bytes.as_ptr(), bytes.len()) }
 }
 
 /// sendto(2) as [`send`], from memory that may be shared: the kernel does the copying.
@@ -326,16 +327,17 @@ pub fn send(fd: c_int, bytes: &[u8]) -> Result<usize> {
 /// `bytes` must be readable for `length` bytes.
 pub unsafe fn send_from(fd: c_int, bytes: *const u8, length: usize) -> Result<usize> {
     let flags = flag_arg(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
-    call(libc::SYS_sendto, [fd_arg(fd), bytes as usize, length, flags, 0, 0])
+    patience::patiently(|| call(libc::SYS_sendto, [fd_arg(fd), bytes as usize, length, flags, 0, 0]))
 }
 
-/// recvfrom(2) without an address, never blocking; `flags` are added to MSG_DONTWAIT.
+/// recvfrom(2) without an address, never blocking; `flags` are added to MSG_DONTWAIT. Patient while the kernel is short of memory.
 ///
 /// # Errors
 /// EAGAIN when nothing is queued, ECONNRESET and the rest of the man page.
 pub fn receive(fd: c_int, bytes: &mut [u8], flags: c_int) -> Result<usize> {
     let flags = flag_arg(libc::MSG_DONTWAIT | flags);
-    call(libc::SYS_recvfrom, [fd_arg(fd), bytes.as_mut_ptr() as usize, bytes.len(), flags, 0, 0])
+    let args = [fd_arg(fd), bytes.as_mut_ptr() as usize, bytes.len(), flags, 0, 0];
+    patience::patiently(|| call(libc::SYS_recvfrom, args))
 }
 
 /// sendmsg(2) with MSG_DONTWAIT and MSG_NOSIGNAL.
@@ -392,7 +394,7 @@ pub fn at_mark(fd: c_int) -> bool {
     ask(fd, SIOCATMARK).is_ok_and(|mark| mark != 0)
 }
 
-/// poll(2) of one descriptor without waiting: its `revents`.
+/// poll(2) of one descriptor without waiting: its `revents`. A signal that is handled meanwhile does not end it, as it would the kernel's.
 ///
 /// # Errors
 /// As the man page.
@@ -400,7 +402,7 @@ pub fn poll_now(fd: c_int, events: i16) -> Result<i16> {
     let mut entry = libc::pollfd { fd, events, revents: 0 };
     let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let args = [core::ptr::from_mut(&mut entry) as usize, 1, core::ptr::from_ref(&zero) as usize, 0, 0, 0];
-    call(libc::SYS_ppoll, args)?;
+    patience::patiently(|| call(libc::SYS_ppoll, args))?;
     Ok(entry.revents)
 }
 
