@@ -296,10 +296,12 @@ fn is_unused(segment: &Segment) -> bool {
 
 /// Consumer, under the receiving lock: how many bytes may be taken from the kernel now so that no doorbell is among them.
 /// `Kernel(None)` from [`arrival`] means that the peer had not switched when it was asked; what was queued *before* it was
-/// asked is therefore the program's: a producer stores `state` before it sends its first doorbell.
+/// asked is therefore the program's: a producer stores `state` before it sends its first doorbell. Where a filter (seccomp(2)) keeps the
+/// kernel from saying what is queued, nobody has consented, so that no producer moves, and all of it is the program's.
 #[must_use]
 pub fn safe_bytes(fd: i32, slot: &Slot, segment: &Segment) -> (Arrival, u64) {
-    let queued = kernel::queued_bytes(fd).unwrap_or(0);
+    let consented = segment.rx().consent.load(Relaxed) == CONSENT_GIVEN;
+    let queued = kernel::queued_bytes(fd).unwrap_or(if consented { 0 } else { u64::MAX });
     match arrival(slot, segment) {
         Arrival::Kernel(None) => (Arrival::Kernel(None), queued),
         Arrival::Kernel(Some(left)) => (Arrival::Kernel(Some(left)), left),
