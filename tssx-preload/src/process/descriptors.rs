@@ -229,7 +229,8 @@ pub(crate) fn replace(fd: c_int, target: c_int, replace: impl Fn() -> c_int) -> 
     let replace = || patiently(&replace);
     let involved = fd_table::get(fd).is_some() || fd_table::get(target).is_some();
     // A call that will fail must not close anything.
-    if !involved || fd == target || target < 0 || sys::fcntl(fd, libc::F_GETFD, 0).is_err() || lent(fd) {
+    let is_closed = || sys::fcntl(fd, libc::F_GETFD, 0) == Err(Errno(libc::EBADF));
+    if !involved || fd == target || target < 0 || is_closed() || lent(fd) {
         return replace();
     }
     postponed::settle();
