@@ -38,12 +38,28 @@ pub(crate) fn stream_to_pipe(fd: c_int, out: c_int, count: usize, flags: c_uint,
     // SAFETY: `room` bytes of a local.
     let read = || unsafe { next::recv(fd, place, room, flags) };
     let got = receive::receive(fd, &Parts::new(&parts)?, flags, core::ptr::null_mut(), read)?;
-    let mut moved = 0;
-    while let Some(rest) = piece.get(moved..got).filter(|rest| !rest.is_empty()) {
-        // SAFETY: a live slice.
-        moved += unsafe { sys::write(out, rest.as_ptr(), rest.len()) }?;
-    }
+    put(out, piece.get(..got).unwrap_or_default())?;
     Ok(got)
+}
+
+/// Writes bytes that the stream does not have any more: somebody else may have filled the pipe meanwhile, and a signal may come.
+fn put(out: c_int, bytes: &[u8]) -> Result<()> {
+    /// Refusals of a pipe that has room: more than there are reasons for.
+    const REFUSALS: u32 = 1000;
+    let (mut moved, mut refused) = (0, 0);
+    while let Some(rest) = bytes.get(moved..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: a live slice.
+        match unsafe { sys::write(out, rest.as_ptr(), rest.len()) } {
+            Ok(count) => moved += count,
+            Err(Errno(libc::EAGAIN | libc::EINTR | libc::ENOMEM)) if refused < REFUSALS => {
+                refused += 1;
+                // What it says is told by the next write.
+                let _ = wait_for_pipe(out);
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// What the kernel checks before it moves anything (fs/splice.c, `do_splice`), in its order. Whether the call must not wait.
