@@ -127,12 +127,13 @@ fn ask(page: usize, behind: usize, access: Access) -> usize {
     if populate(page, behind).is_ok() {
         return behind;
     }
-    // One by one. An old kernel does not know the question: then reading, at least, can be asked for, and what it says of a
-    // page that is only to be written is believed.
+    // One by one. An old kernel does not know the question, one that is short of something does not answer, and a filter (seccomp(2)) may
+    // forbid it: then reading, at least, can be asked for, and what it says of a page that is only to be written is believed.
     let one = |page: usize| match populate(page, page + 1) {
         Ok(()) => true,
-        Err(Errno(libc::EINVAL)) => !is_supported() && sys::is_readable(page << PAGE_BITS),
-        Err(_) => false,
+        Err(Errno(libc::EFAULT | libc::ENOMEM | libc::EHWPOISON)) => false,
+        Err(Errno(libc::EINVAL)) if is_supported() => false,
+        Err(_) => sys::is_readable(page << PAGE_BITS),
     };
     (page..behind).find(|page| !one(*page)).unwrap_or(behind)
 }
