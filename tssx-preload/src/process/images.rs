@@ -9,6 +9,7 @@
 use core::ffi::c_int;
 
 use libc::pid_t;
+use tssx_core::ledger::layout::Slot;
 use tssx_core::sys;
 
 use super::remainder::{Remainders, Strings};
@@ -19,15 +20,23 @@ use crate::readiness::postponed;
 use crate::socket::recall;
 
 /// Whether a new image would have the connection at `fd`. The table may be that of a parent whose memory we borrow: the number must still
-/// be the connection's.
+/// be the connection's. Where a filter (seccomp(2)) forbids the question, it is: bytes that are left in a ring would be lost.
 pub(super) fn is_inherited(fd: c_int, endpoint: &Endpoint) -> bool {
-    sys::fcntl(fd, libc::F_GETFD, 0).is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0) && is_at(fd, endpoint)
+    let goes = match sys::fcntl(fd, libc::F_GETFD, 0) {
+        Ok(flags) => flags & libc::FD_CLOEXEC == 0,
+        Err(errno) => errno != sys::Errno(libc::EBADF),
+    };
+    goes && is_at(fd, endpoint)
 }
 
-/// Whether the number is, for the calling process, the endpoint's connection.
+/// Whether the number is, for the calling process, the endpoint's connection; believed where the kernel does not say whose it is.
 pub(super) fn is_at(fd: c_int, endpoint: &Endpoint) -> bool {
     let cookie = sys::getsockopt::<u64>(fd, libc::SO_COOKIE);
-    endpoint.slot().is_some_and(|slot| cookie == Ok(slot.cookie.load(core::sync::atomic::Ordering::Relaxed)))
+    let known = |slot: &Slot| slot.cookie.load(core::sync::atomic::Ordering::Relaxed);
+    endpoint.slot().is_some_and(|slot| match cookie {
+        Ok(cookie) => cookie == known(slot) || known(slot) == 0,
+        Err(errno) => !matches!(errno.0, libc::EBADF | libc::ENOTSOCK),
+    })
 }
 
 /// Before another program begins that inherits descriptors.
@@ -61,8 +70,10 @@ pub(crate) unsafe fn exec(environment: Strings, exec: impl Fn(Strings) -> c_int)
     let mut remainders = unsafe { Remainders::pack(environment) };
     each_stream(|_, endpoint| endpoint.change_holders(false));
     // SAFETY: the caller's, and `remainders` lives on.
-    let result = exec(unsafe { remainders.told(environment) });
-    let errno = crate::errno::get();
+    let (result, errno) = match unsafe { remainders.told(environment) } {
+        Some(environment) => (exec(environment), crate::errno::get()),
+        None => (-1, crate::errno::Errno(libc::ENOMEM)),
+    };
     each_stream(|_, endpoint| endpoint.change_holders(true));
     remainders.put_back();
     crate::errno::set(errno);

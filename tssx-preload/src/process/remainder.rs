@@ -14,6 +14,7 @@ use tssx_core::ledger::layout::{MODE_FINAL, MODE_RING, ROLE_ACCEPTOR};
 use tssx_core::ledger::slots;
 use tssx_core::reason::Reason;
 use tssx_core::remainder::{Packed, pack, unpack};
+use tssx_core::ring::consumer::Consumer;
 use tssx_core::segment::Side;
 use tssx_core::sys;
 
@@ -48,6 +49,8 @@ pub(crate) struct Remainders {
     count: usize,
     text: Text,
     environment: Option<(*mut u8, usize)>,
+    /// Something is left, and there is no memory or no descriptor for it.
+    is_short: bool,
 }
 
 struct Text {
@@ -86,8 +89,13 @@ impl Remainders {
     /// # Safety
     /// As exec(3)'s environment.
     pub(crate) unsafe fn pack(environment: Strings) -> Self {
-        let mut all =
-            Self { kept: [None; MOST], count: 0, text: Text { bytes: [0; MOST * WORDS + 32], length: 0 }, environment: None };
+        let mut all = Self {
+            kept: [None; MOST],
+            count: 0,
+            text: Text { bytes: [0; MOST * WORDS + 32], length: 0 },
+            environment: None,
+            is_short: false,
+        };
         let (mut preloads, mut selects, mut disabled) = (false, false, false);
         // SAFETY: the caller's.
         unsafe {
@@ -114,15 +122,20 @@ impl Remainders {
         let Some(place) = self.kept.get_mut(self.count) else { return };
         *place = same.map(|kept| Kept { fd, ..kept }).or_else(|| Kept::new(fd, endpoint));
         self.count += usize::from(place.is_some());
+        self.is_short |= place.is_none() && is_unread(fd);
     }
 
-    /// The environment with the variable that tells of it; `environment` itself if nothing goes along.
+    /// The environment with the variable that tells of it; `environment` itself if nothing goes along. `None` if something should and cannot:
+    /// the other program must not begin without it, as it would not where the kernel has no memory.
     ///
     /// # Safety
     /// As [`Self::pack`]; the result lives as long as `self`.
-    pub(crate) unsafe fn told(&mut self, environment: Strings) -> Strings {
+    pub(crate) unsafe fn told(&mut self, environment: Strings) -> Option<Strings> {
+        if self.is_short {
+            return None;
+        }
         if self.count == 0 {
-            return environment;
+            return Some(environment);
         }
         let _ = write!(self.text, "{}=", VARIABLE.to_str().unwrap_or(""));
         for kept in self.kept.iter().flatten() {
@@ -131,7 +144,7 @@ impl Remainders {
         // SAFETY: the caller's.
         let count = unsafe { each(environment, |_| {}) };
         let size = (count + 2) * size_of::<*const c_char>();
-        let Ok(place) = sys::map(-1, size) else { return environment };
+        let place = sys::map(-1, size).ok()?;
         self.environment = Some((place, size));
         let strings = place.cast::<*const c_char>();
         // SAFETY: room for all of the environment's strings, ours, and the null that the fresh mapping ends with. The text ends in NUL: its
@@ -142,7 +155,7 @@ impl Remainders {
             }
             strings.add(count).write(self.text.bytes.as_ptr().cast());
         }
-        strings.cast_const()
+        Some(strings.cast_const())
     }
 
     /// The other program did not begin.
@@ -181,6 +194,14 @@ impl Kept {
         };
         Some(Self { fd, endpoint, side, packed, memfd })
     }
+}
+
+/// Whether the connection has bytes in its ring that nobody has read.
+fn is_unread(fd: c_int) -> bool {
+    let rx = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.rx_mode.load(Relaxed) == MODE_RING);
+    let consumer =
+        rx.and_then(|rx| rx.segment).and_then(|segment| Consumer::open(&segment).ok().map(|consumer| consumer.available()));
+    consumer.is_some_and(|unread| unread > 0)
 }
 
 /// At the start of an image: takes what the last one has left. True if anything was.

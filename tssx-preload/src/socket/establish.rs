@@ -116,13 +116,19 @@ fn select(fd: c_int, path: u32, role: u32) {
     log::say_of_path(Some(fd), path, if selected { Event::Selected } else { Event::NotCounted });
 }
 
-/// A connection that the last image of this process has left with us, bytes in a ring included. It was selected there.
+/// A connection that the last image of this process has left with us, bytes in a ring included. It was selected there, so that it is ours
+/// even where the kernel does not tell its name.
 pub(crate) fn inherited(fd: c_int, side: Side) -> Option<&'static Endpoint> {
     let named = match side {
         Side::Acceptor => sys::getsockname(fd),
         Side::Connector => sys::getpeername(fd),
     };
-    let (address, length) = named.ok().filter(|(address, _)| c_int::from(address.sun_family) == libc::AF_UNIX && is_stream(fd))?;
+    let nameless =
+        (sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] }, size_of::<libc::sa_family_t>());
+    let (address, length) = named.unwrap_or(nameless);
+    if c_int::from(address.sun_family) != libc::AF_UNIX || !is_stream(fd) {
+        return None;
+    }
     let (name, length) = name_of(&address, length);
     let path = slots::path_index(init::ledger()?, name.get(..length).unwrap_or(&[]))?;
     let _gate = process::enter_gate();
