@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | recipes | vm-test | package | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | faults | recipes | vm-test | package | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -14,6 +14,8 @@ mod demo;
 mod differential;
 mod environment;
 mod exchange;
+#[cfg(target_arch = "x86_64")] // reads and writes registers
+mod faults;
 mod figures;
 mod hostile;
 mod kills;
@@ -86,6 +88,13 @@ enum Command {
     /// A process of another user, who attacks these two
     #[command(hide = true)]
     HostileStranger(hostile::EndOptions),
+    /// Every system call of the library fails in turn, at each call site, with each error it can give; the programs must not notice
+    #[cfg(target_arch = "x86_64")]
+    Faults(faults::Options),
+    /// One of the programs to which that happens
+    #[cfg(target_arch = "x86_64")]
+    #[command(hide = true)]
+    FaultsEnd(faults::EndOptions),
     /// discover, suggest, verify against redis, PostgreSQL, memcached and nginx with php-fpm: the commands of README's recipes
     Recipes(recipes::Options),
     /// A Debian package with the library, the tracer, man pages, completions and examples
@@ -132,6 +141,10 @@ fn dispatch() -> anyhow::Result<()> {
         Command::HostileHonest(options) => hostile::honest(&options),
         Command::HostileFriend(options) => hostile::friend(&options),
         Command::HostileStranger(options) => hostile::stranger(&options),
+        #[cfg(target_arch = "x86_64")]
+        Command::Faults(options) => faults::faults(&options),
+        #[cfg(target_arch = "x86_64")]
+        Command::FaultsEnd(options) => faults::play(&options),
         Command::Recipes(options) => recipes::recipes(&options),
         Command::Package(options) => package::package(&options),
         Command::VmTest => vm::vm_test(),

@@ -16,6 +16,8 @@ use nix::unistd::geteuid;
 
 use crate::build::Artefacts;
 use crate::census::Census;
+#[cfg(target_arch = "x86_64")]
+use crate::faults;
 use crate::{build, check, hostile, package, paths, recipes, run, servers, setup, vm};
 
 /// Longest that one suite may take, its build included.
@@ -149,6 +151,7 @@ pub(crate) fn test() -> Result<()> {
         }
     }
     hostile_peer(&mut total, &mut failures);
+    failing_calls(&artefacts, &mut total, &mut failures);
     real_servers(&artefacts, &servers, &mut total, &mut failures);
     packaged(&artefacts, &mut total, &mut failures);
     println!("== nothing is left behind");
@@ -184,6 +187,27 @@ fn hostile_peer(total: &mut Tally, failures: &mut Vec<String>) {
             println!("{error:#}");
             total.failed += 1;
             failures.push(format!("a hostile peer: {error:#}"));
+        }
+    }
+}
+
+/// The library's system calls fail, each with two of its errors.
+#[cfg(not(target_arch = "x86_64"))]
+fn failing_calls(_: &Artefacts, total: &mut Tally, _: &mut Vec<String>) {
+    println!("SKIPPED: system calls that fail: only for x86-64");
+    total.skipped += 1;
+}
+
+/// The library's system calls fail, each with two of its errors.
+#[cfg(target_arch = "x86_64")]
+fn failing_calls(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
+    println!("== tests: system calls that fail");
+    match faults::faults(&faults::Options::short(&artefacts.preload)) {
+        Ok(()) => total.passed += 1,
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("system calls that fail: {error:#}"));
         }
     }
 }

@@ -106,6 +106,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-trace/src/probe/closer.rs",
     "tssx-trace/src/probe/traffic.rs",
     "xtask/src/exchange/raw.rs",
+    "xtask/src/faults/scenario/raw.rs",
     "xtask/src/hostile/descriptor.rs",
     "xtask/src/hostile/memory.rs",
     "xtask/src/kills/forked.rs",

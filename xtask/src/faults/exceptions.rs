@@ -1,0 +1,92 @@
+//! Call sites that are judged otherwise than the rest, each with its reason.
+
+use nix::errno::Errno::{self, EBADF, EIO, ENOMEM, ENOSPC};
+
+use super::site::Site;
+
+/// A function of the library (any, if empty), a function of its door, errors (all, if none), and the reason.
+type Exception = (&'static str, &'static str, &'static [Errno], &'static str);
+
+/// What the library calls by itself, but in the place of the program's call: an error is the program's to know.
+const PROGRAMS: &[Exception] = &[
+    ("look", "receive", &[], "the program's receive between consent and switch, when nothing is safe to take"),
+    ("receive_now", "recvmsg", &[], "the program's receive between consent and switch"),
+    ("check", "fcntl", &[], "what splice(2) checks before it moves anything"),
+    ("check", "fstat", &[], "what splice(2) checks before it moves anything"),
+    ("has_room", "poll_now", &[], "what splice(2) checks before it moves anything"),
+    ("drain", "receive", &[], "asks for the end of file and the error that the program's receive is to tell"),
+];
+
+/// What is not given an error at that site alone.
+const LEFT_OUT: &[Exception] = &[
+    (
+        "",
+        "change_mapping",
+        &[],
+        "the program's own munmap, mprotect or mremap, whose answer is passed on; libc and the Rust runtime call them too, and give up",
+    ),
+    (
+        "end_ring",
+        "setsockopt",
+        &[],
+        "puts back the size that the same call has changed at the switch; where that fails, nothing switches",
+    ),
+    ("put", "write", &[EIO, ENOSPC], "a pipe has no device"),
+];
+
+/// Another error that the program is told instead.
+pub(super) struct Answer {
+    function: &'static str,
+    door: &'static str,
+    /// What it is told.
+    pub errno: Errno,
+    /// The kernel would not say so.
+    pub is_fault: bool,
+    /// When.
+    pub why: &'static str,
+}
+
+const ANSWERS: &[Answer] = &[
+    Answer {
+        function: "keep_socket",
+        door: "fcntl",
+        errno: EBADF,
+        is_fault: true,
+        why: "a blocked read ends (EBADF) when another thread closes its number, where the process can have no more descriptors",
+    },
+    Answer {
+        function: "new",
+        door: "fcntl",
+        errno: ENOMEM,
+        is_fault: false,
+        why: "exec fails where what is left in a ring cannot go along",
+    },
+    Answer {
+        function: "told",
+        door: "map",
+        errno: ENOMEM,
+        is_fault: false,
+        why: "exec fails where what is left in a ring cannot go along",
+    },
+];
+
+/// What the program may be told instead of this site's error.
+pub(super) fn answer(site: &Site) -> Option<&'static Answer> {
+    ANSWERS.iter().find(|answer| site.own && answer.function == site.place.function && answer.door == site.place.door)
+}
+
+fn is(site: &Site, errno: Option<Errno>, exception: &Exception) -> bool {
+    let (function, door, errnos, _) = exception;
+    let known = errnos.is_empty() || errno.is_some_and(|errno| errnos.contains(&errno));
+    site.own && known && (function.is_empty() || *function == site.place.function) && *door == site.place.door
+}
+
+/// Whether an error of this site is told to the program.
+pub(super) fn is_programs(site: &Site) -> bool {
+    !site.own || PROGRAMS.iter().any(|exception| is(site, None, exception))
+}
+
+/// Why the site is not given the error at that site alone.
+pub(super) fn left_out(site: &Site, errno: Errno) -> Option<&'static str> {
+    LEFT_OUT.iter().find(|exception| is(site, Some(errno), exception)).map(|(.., why)| *why)
+}
