@@ -469,13 +469,16 @@ pub unsafe fn change_mapping(number: libc::c_long, arguments: [usize; 5]) -> Res
     call(number, [a, b, c, d, e, 0])
 }
 
-/// clock_gettime(2) with CLOCK_MONOTONIC, in nanoseconds. By libc, whose vdso(7) asks no kernel: a filter (seccomp(2)) that forbids the system
-/// call must not stop our clock.
+/// clock_gettime(2) with CLOCK_MONOTONIC, in nanoseconds. A filter (seccomp(2)) that forbids the system call must not stop our clock: then it
+/// is libc's, whose vdso(7) asks no kernel. Not libc's first, which another preloaded library may have replaced by a time of its own.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock exists, so that libc writes the time, and nothing else, errno included.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let args = [flag_arg(libc::CLOCK_MONOTONIC), core::ptr::from_mut(&mut time) as usize, 0, 0, 0, 0];
+    if call(libc::SYS_clock_gettime, args).is_err() {
+        // SAFETY: the clock exists, so that libc writes the time, and nothing else, errno included.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    }
     time.tv_sec.cast_unsigned().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec.cast_unsigned())
 }
 
