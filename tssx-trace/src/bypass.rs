@@ -2,14 +2,18 @@
 //!
 //! Each end's library counts what it moves through the kernel socket, its doorbells included, and the kernel programs count everything: what
 //! is more went past it. The two windows do not begin and end at one moment, so that what moved in between is more, too: of a connection in
-//! rings that is doorbells of one byte each, of one on the kernel socket a small part of what it moves. Only what is beyond both counts.
+//! rings that is doorbells of one byte each, of one on the kernel socket a small part of what it moves, and of one that was still to be upgraded when the
+//! ledgers were first read perhaps all that it had moved by then. Only what is beyond these counts.
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
+use tssx_core::ledger::layout::SLOT_SELECTED;
+use tssx_core::ledger::view::SlotSnapshot;
 
 use crate::advice::Side;
 use crate::join::{Connection, End, describe};
+use crate::ledgers::LedgerEnd;
 use crate::recording::ProcessRecord;
 use crate::watch::Observation;
 
@@ -24,6 +28,8 @@ struct Excess {
     calls: u64,
     bytes: u64,
     own_bytes: u64,
+    /// What the library had moved before its window, if the kernel programs may have seen that in theirs.
+    early_bytes: u64,
 }
 
 /// What one end moved past its library, over all connections with the same processes.
@@ -69,11 +75,13 @@ pub(crate) fn of(seen: &Observation, connections: &[Connection]) -> Vec<Bypass> 
 /// What the kernel saw this end send and its library knows nothing of; nothing for an end without a ledger.
 fn sent_past(end: &End) -> Excess {
     Excess::new((end.kernel.tx_calls, end.kernel.tx_bytes), end.doorbell_tx(), end.library_tx())
+        .early(end, |slot| slot.kernel_tx_bytes)
 }
 
 /// The same for what it received.
 fn received_past(end: &End) -> Excess {
     Excess::new((end.kernel.rx_calls, end.kernel.rx_bytes), end.doorbell_rx(), end.library_rx())
+        .early(end, |slot| slot.kernel_rx_bytes)
 }
 
 impl Excess {
@@ -82,7 +90,13 @@ impl Excess {
         let (Some(doorbells), Some(program)) = (doorbells, program) else { return Self::default() };
         let calls = all.0.saturating_sub(doorbells.0.saturating_add(program.0));
         let bytes = all.1.saturating_sub(doorbells.1.saturating_add(program.1));
-        Self { calls, bytes, own_bytes: program.1 }
+        Self { calls, bytes, own_bytes: program.1, early_bytes: 0 }
+    }
+
+    /// The same of an end that may just have begun when the library's window did: one that was not upgraded yet.
+    fn early(self, end: &End, moved: fn(&SlotSnapshot) -> u64) -> Self {
+        let before = end.ledger.as_ref().map(LedgerEnd::before).filter(|before| before.state == SLOT_SELECTED);
+        Self { early_bytes: before.as_ref().map_or(0, moved), ..self }
     }
 
     /// Less what came from an excess at the other end.
@@ -92,7 +106,7 @@ impl Excess {
 
     /// The bytes, if they are more than the edges of the window explain; else 0.
     fn significant(self) -> u64 {
-        let beyond_doorbells = self.bytes.saturating_sub(self.calls);
+        let beyond_doorbells = self.bytes.saturating_sub(self.calls).saturating_sub(self.early_bytes);
         if beyond_doorbells >= LEAST_BYTES && beyond_doorbells > self.own_bytes / NOISE { self.bytes } else { 0 }
     }
 }
@@ -114,6 +128,9 @@ mod tests {
         assert_eq!(excess((1400, 1400), (1300, 1300), (0, 0)), 0, "a hundred doorbells at the edges");
         assert_eq!(excess((10_010, 640_640), (0, 0), (10_000, 640_000)), 0, "a part of a stream on the kernel socket");
         assert_eq!(excess((1, 64), (0, 0), (5, 320)), 0, "a library that counts more than the kernel saw, before the window");
+        let young = Excess { early_bytes: 512, ..Excess::new((2, 512), Some((0, 0)), Some((0, 0))) };
+        assert_eq!(young.significant(), 0, "a connection that was not upgraded when its library's window began");
+        assert_eq!(Excess { bytes: 700, ..young }.significant(), 700, "more than that");
         assert_eq!(Excess::new((9, 900), None, None).significant(), 0, "no library");
         let [one, other] = [(5, 320), (4, 256)].map(|all| Excess::new(all, Some((0, 0)), Some((0, 0))));
         assert_eq!((one.without(other).significant(), other.without(one).significant()), (64, 0));
