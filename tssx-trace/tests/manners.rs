@@ -159,8 +159,13 @@ fn how_far_it_is_goes_to_a_terminal_on_standard_error_alone() {
 fn a_calibration_says_how_far_it_is() {
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("calibration.json").to_str().expect("UTF-8").to_owned();
-    let terminal = Terminal::start(&["bench", "--rounds", "1", "--time", "20ms", "--output", &output], (24, 100), &[]);
+    let sockets = tempfile::tempdir().expect("a directory");
+    let environment = [("TMPDIR", sockets.path().to_str().expect("UTF-8"))];
+    let terminal = Terminal::start(&["bench", "--rounds", "1", "--time", "20ms", "--output", &output], (24, 100), &environment);
     terminal.wait_for("how far it is", |screen| screen.contains("measuring, ") && screen.contains(", about "));
     terminal.press("\x03");
     terminal.wait_for_end();
+    terminal.wait_for("why it ends", |screen| screen.contains("interrupted: no calibration was kept"));
+    let left: Vec<_> = sockets.path().read_dir().expect("readable").collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
 }

@@ -3,7 +3,10 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
 
 use crate::calibration::measure::{Plan, places};
 use crate::calibration::peer::Task;
@@ -38,10 +41,13 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<u8> {
     let places = places();
     let all = places.len();
     let mut points = Vec::new();
-    let (mut progress, started) = (Progress::new(true), Instant::now());
+    let (mut progress, started, mut interrupts) = (Progress::new(true), Instant::now(), Interrupts::listen()?);
     for (done, place) in places.into_iter().enumerate() {
         progress.show(&format!("measuring, {done} of {all}{}", remaining(started.elapsed(), done, all)));
-        points.push(plan.measure(place)?);
+        let point = plan.measure(place);
+        // The two ends, which a terminal interrupts as well, may have failed of it.
+        ensure!(!interrupts.any(), "interrupted: no calibration was kept");
+        points.push(point?);
     }
     drop(progress);
     let calibration = Calibration::new(&plan.library, args.rounds, points);
@@ -53,6 +59,33 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<u8> {
 
 fn print(args: &BenchArgs, calibration: &Calibration) -> anyhow::Result<()> {
     Ok(result(&if args.json { calibration.to_json()? } else { render(calibration, Screen::of_stdout()) })?)
+}
+
+/// SIGINT and SIGTERM, which end the calibration between two measurements: each has made a socket that it takes away.
+struct Interrupts {
+    runtime: Runtime,
+    signals: [Signal; 2],
+}
+
+impl Interrupts {
+    fn listen() -> anyhow::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+        let entered = runtime.enter();
+        let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+        drop(entered);
+        Ok(Self { runtime, signals })
+    }
+
+    fn any(&mut self) -> bool {
+        let [interrupt, terminate] = &mut self.signals;
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => true,
+                _ = terminate.recv() => true,
+                () = sleep(Duration::from_millis(1)) => false,
+            }
+        })
+    }
 }
 
 /// One of the two processes of a measurement.
