@@ -52,7 +52,7 @@ pub fn rouse(fd: i32, slot: &Slot, segment: &Segment) -> Result<bool, Errno> {
     }
     match ring(fd, slot, segment) {
         Ok(()) => Ok(true),
-        Err(Errno(libc::EINTR | libc::ENOBUFS | libc::ENOMEM)) => {
+        Err(errno) if errno.is_passing() => {
             segment.tx().asleep.fetch_or(ASLEEP, SeqCst);
             Ok(false)
         }

@@ -28,6 +28,12 @@ pub struct Errno(pub c_int);
 impl Errno {
     /// EAGAIN: would block, or a time-out of the socket passed.
     pub const AGAIN: Self = Self(libc::EAGAIN);
+
+    /// Whether the kernel refuses for the moment only, and says nothing of the descriptor: a signal came, or memory is short.
+    #[must_use]
+    pub const fn is_passing(self) -> bool {
+        matches!(self.0, libc::EINTR | libc::ENOBUFS | libc::ENOMEM)
+    }
 }
 
 /// Result of a system call.

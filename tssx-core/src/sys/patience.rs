@@ -1,6 +1,6 @@
 //! Calls that are made again: what the kernel refuses for a moment only.
 
-use super::{Errno, Result, rest, yield_now};
+use super::{Result, rest, yield_now};
 
 /// Times that a call is made, of which the first [`AT_ONCE`] follow each other without a rest: a quarter of a second in all.
 const TRIES: u32 = 256;
@@ -14,7 +14,7 @@ const REST_US: u32 = 1000;
 pub(super) fn patiently(mut make: impl FnMut() -> Result<usize>) -> Result<usize> {
     for attempt in 1..TRIES {
         match make() {
-            Err(Errno(libc::EINTR | libc::ENOBUFS | libc::ENOMEM)) => {}
+            Err(errno) if errno.is_passing() => {}
             result => return result,
         }
         if attempt < AT_ONCE { yield_now() } else { rest(REST_US) }
@@ -24,6 +24,7 @@ pub(super) fn patiently(mut make: impl FnMut() -> Result<usize>) -> Result<usize
 
 #[cfg(test)]
 mod tests {
+    use super::super::Errno;
     use super::*;
 
     #[test]
