@@ -264,7 +264,7 @@ impl Endpoint {
         self.descriptors.fetch_add(1, Relaxed);
         match fd_table::set(fd, Some(fd_table::Entry::Stream(self))) {
             Ok(previous) => {
-                process::descriptors::retire(fd, previous, process::descriptors::Cause::Stale);
+                process::descriptors::retire(fd, previous);
                 Ok(())
             }
             Err(()) => {
@@ -302,8 +302,7 @@ impl Endpoint {
         /// Out of the way of programs that count on low numbers.
         const LOWEST: usize = 200;
         if let Ok(spare) = tssx_core::sys::fcntl(fd, libc::F_DUPFD_CLOEXEC, LOWEST) {
-            let previous = fd_table::set(spare, Some(fd_table::Entry::Stream(self))).ok().flatten();
-            process::descriptors::retire(spare, previous, process::descriptors::Cause::Stale);
+            process::descriptors::lead(spare, Some(fd_table::Entry::Stream(self)));
             self.spare.store(spare.cast_unsigned() + 1, Release);
         }
     }

@@ -96,17 +96,18 @@ impl Entry {
     }
 }
 
+/// Where a descriptor's entry is; `None` if its chunk was never made.
+#[inline]
+fn cell(fd: c_int) -> Option<&'static AtomicUsize> {
+    let index = fd.cast_unsigned() as usize;
+    // SAFETY: a chunk, once there, is never unmapped.
+    let chunk = unsafe { TABLE.get(index >> CHUNK_BITS)?.load(Acquire).as_ref() }?;
+    chunk.0.get(index & (CHUNK - 1))
+}
+
 #[inline]
 fn word(fd: c_int) -> usize {
-    let index = fd.cast_unsigned() as usize;
-    let Some(chunk) = TABLE.get(index >> CHUNK_BITS) else {
-        return 0;
-    };
-    // SAFETY: a chunk, once there, is never unmapped.
-    match unsafe { chunk.load(Acquire).as_ref() } {
-        Some(chunk) => chunk.0.get(index & (CHUNK - 1)).map_or(0, |entry| entry.load(Acquire)),
-        None => 0,
-    }
+    cell(fd).map_or(0, |entry| entry.load(Acquire))
 }
 
 /// Whether a descriptor has an entry: all that a call on one of the others costs.
@@ -187,11 +188,7 @@ pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> 
 
 /// Clears the entry of a socket that nobody has connected or duplicated. False if it is something else.
 pub(crate) fn forget_unconnected(fd: c_int) -> bool {
-    let index = fd.cast_unsigned() as usize;
-    // SAFETY: a chunk, once there, is never unmapped.
-    let chunk = TABLE.get(index >> CHUNK_BITS).and_then(|chunk| unsafe { chunk.load(Acquire).as_ref() });
-    let cell = chunk.and_then(|chunk| chunk.0.get(index & (CHUNK - 1)));
-    cell.is_some_and(|cell| cell.compare_exchange(TAG_UNCONNECTED, 0, AcqRel, Relaxed).is_ok())
+    cell(fd).is_some_and(|cell| cell.compare_exchange(TAG_UNCONNECTED, 0, AcqRel, Relaxed).is_ok())
 }
 
 /// Calls `visit` for every descriptor from `first` to `last` that has an entry. Costs nothing where nothing was ever selected.

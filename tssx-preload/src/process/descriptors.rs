@@ -72,16 +72,21 @@ fn part_with(fd: c_int, entry: Option<Entry>, cause: Cause) -> Closing {
     Closing { last_of }
 }
 
-/// Forgets an entry that was replaced.
-pub(crate) fn retire(fd: c_int, previous: Option<Entry>, cause: Cause) {
-    part_with(fd, previous, cause).finish();
+/// The number leads to something new: makes its entry, or clears it, and forgets the one that was there. Without memory for the entry it has none.
+pub(crate) fn lead(fd: c_int, entry: Option<Entry>) {
+    let previous = fd_table::set(fd, entry).ok().flatten();
+    retire(fd, previous);
+}
+
+/// Forgets an entry that was replaced: the number turned up as something else.
+pub(crate) fn retire(fd: c_int, previous: Option<Entry>) {
+    part_with(fd, previous, Cause::Stale).finish();
 }
 
 /// A number that the kernel has just handed out for something that is not selected: nothing of ours can be there.
 pub(crate) fn clear_stale(fd: c_int) {
     if fd >= 0 && fd_table::get(fd).is_some() && !process::is_borrowed() {
-        let previous = fd_table::set(fd, None).ok().flatten();
-        retire(fd, previous, Cause::Stale);
+        lead(fd, None);
     }
 }
 
@@ -181,25 +186,18 @@ fn duplicated(fd: c_int, copy: c_int) {
         }
         Some(Entry::Epoll(set)) => {
             set.attach();
-            let previous = fd_table::set(copy, Some(Entry::Epoll(set))).ok().flatten();
-            retire(copy, previous, Cause::Stale);
+            lead(copy, Some(Entry::Epoll(set)));
         }
-        Some(Entry::Listener(path)) => {
-            let previous = fd_table::set(copy, Some(Entry::Listener(path))).ok().flatten();
-            retire(copy, previous, Cause::Stale);
-        }
+        Some(Entry::Listener(path)) => lead(copy, Some(Entry::Listener(path))),
         Some(Entry::Unconnected { .. }) => {
-            for number in [fd, copy] {
-                let previous = fd_table::set(number, Some(Entry::Unconnected { duplicated: true })).ok().flatten();
-                retire(number, previous, Cause::Stale);
-            }
+            lead(fd, Some(Entry::Unconnected { duplicated: true }));
+            lead(copy, Some(Entry::Unconnected { duplicated: true }));
         }
         Some(Entry::Registered(pending)) => {
             // Either may be connected; the set knows the first number, which may be closed by then.
             let _ = fd_table::set(fd, Some(Entry::Registered(None)));
             pending.into_iter().for_each(Pending::forget);
-            let previous = fd_table::set(copy, Some(Entry::Registered(None))).ok().flatten();
-            retire(copy, previous, Cause::Stale);
+            lead(copy, Some(Entry::Registered(None)));
         }
         Some(Entry::Mailbox(_)) | None => clear_stale(copy),
     }

@@ -215,7 +215,7 @@ fn begin(epoll: c_int) -> Option<&'static EpollSet> {
     set.number.store(epoll, Relaxed);
     match fd_table::set(epoll, Some(Entry::Epoll(set))) {
         Ok(previous) => {
-            descriptors::retire(epoll, previous, descriptors::Cause::Stale);
+            descriptors::retire(epoll, previous);
             Some(set)
         }
         Err(()) => None,

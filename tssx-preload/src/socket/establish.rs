@@ -89,8 +89,7 @@ pub(crate) unsafe fn connected(fd: c_int, address: *const sockaddr, length: sock
             give_up(fd, Reason::EpollMode);
         }
     } else if made_here {
-        let previous = fd_table::set(fd, None).ok().flatten();
-        descriptors::retire(fd, previous, descriptors::Cause::Stale);
+        descriptors::lead(fd, None);
     }
 }
 
@@ -150,8 +149,7 @@ fn look_up_listener(listener: c_int) -> Option<u32> {
             path = init::ledger().and_then(|ledger| slots::path_index(ledger, name));
         }
     }
-    let previous = fd_table::set(listener, Some(Entry::Listener(path))).ok().flatten();
-    descriptors::retire(listener, previous, descriptors::Cause::Stale);
+    descriptors::lead(listener, Some(Entry::Listener(path)));
     path
 }
 
@@ -183,8 +181,7 @@ fn step(fd: c_int, endpoint: &'static Endpoint) {
     match turn.step(fd, slot, init::threshold()) {
         Step::Nothing => {}
         Step::Opened(mailbox) => {
-            let previous = fd_table::set(mailbox, Some(Entry::Mailbox(endpoint))).ok().flatten();
-            descriptors::retire(mailbox, previous, descriptors::Cause::Stale);
+            descriptors::lead(mailbox, Some(Entry::Mailbox(endpoint)));
             if !mailboxes::enter(mailbox) {
                 // All places are taken by mailboxes that were opened just now: theirs is the turn.
                 endpoint.schedule.postpone(slot);
