@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::cost::{Cost, Meter};
@@ -43,6 +42,10 @@ const LOOK_SHARE: u32 = 20;
 const FACTS_TIME: Duration = Duration::from_millis(1);
 /// The same for readings, which lose something if they come too late.
 const READING_SHARE: u32 = 4;
+
+/// Time between two looks for ledgers where each end of a selected socket counts: a process with the library that comes and goes within it may be
+/// missed; its peer's ledger still tells.
+pub(crate) const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 
 /// A time that no window reaches; the event loop's clock can still add it.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -87,6 +90,15 @@ pub(crate) fn watch(window: Window) -> anyhow::Result<Observation> {
     watch_with(window, None)
 }
 
+/// What a viewer wants between two looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// To look now, or as soon as looks may follow each other.
+    Look,
+    /// That the window ends.
+    End,
+}
+
 /// Who looks at a window while it lasts.
 pub(crate) trait Viewer {
     /// The window has begun, in this mode.
@@ -94,9 +106,8 @@ pub(crate) trait Viewer {
         Ok(())
     }
 
-    /// Takes what the viewer waits for between two looks, as a key that is pressed; `false` ends the window. Pending for ever where
-    /// it waits for nothing.
-    fn poll_attend(&mut self, _context: &mut task::Context<'_>) -> Poll<anyhow::Result<bool>> {
+    /// Takes what the viewer waits for between two looks, as a key that is pressed or a question. Pending for ever where it waits for nothing.
+    fn poll_attend(&mut self, _context: &mut task::Context<'_>) -> Poll<anyhow::Result<Wish>> {
         Poll::Pending
     }
 
@@ -105,11 +116,6 @@ pub(crate) trait Viewer {
 
     /// The window has ended: whatever else is printed comes after this.
     fn end(&mut self);
-
-    /// Where somebody asks for looks besides. Can be taken once.
-    fn questions(&mut self) -> Option<UnboundedReceiver<()>> {
-        None
-    }
 
     /// Whether sockets and processes that are gone may be forgotten after each look: else the window can tell of all that it saw.
     fn forgets(&self) -> bool {
@@ -134,7 +140,7 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
     let mut progress = Progress::new(viewer.is_none() && window.duration.is_some_and(|time| time > SHORT));
     let (view_period, mut viewer) = viewer.unzip();
     let view_period = view_period.unwrap_or(FOR_EVER);
-    let (mut questions, mut not_before) = (viewer.as_mut().and_then(|viewer| viewer.questions()), Instant::now());
+    let mut not_before = Instant::now();
 
     let mut ledger_ticks = ticks(window.ledger_period);
     let mut reading_ticks = ticks(READING_PERIOD);
@@ -161,8 +167,9 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
             }
             _ = interrupts.recv() => break true,
             _ = terminations.recv() => break true,
-            goes_on = attend(&mut viewer) => if !goes_on? {
-                break true;
+            wish = attend(&mut viewer) => match wish? {
+                Wish::Look => view_ticks.reset_after(not_before.saturating_duration_since(Instant::now())),
+                Wish::End => break true,
             },
             newcomers = next_arrivals(&mut sources.arrivals) => sources.look_into(newcomers?),
             _ = ledger_ticks.tick() => ledger_ticks.reset_after(sources.look_for_ledgers(window.ledger_period)),
@@ -171,18 +178,12 @@ async fn run(window: Window, viewer: Option<(Duration, &mut dyn Viewer)>) -> any
                 sources.read_births();
                 sources.seen.processes.gather(Some(FACTS_TIME));
             }
-            () = question(&mut questions, not_before) => {
-                let started = Instant::now();
-                if !sources.view(&mut viewer)? {
-                    break true;
-                }
-                not_before = started + pause(Duration::ZERO, LOOK_SHARE, started);
-            }
             _ = view_ticks.tick() => {
                 let started = Instant::now();
                 if !sources.view(&mut viewer)? {
                     break true;
                 }
+                not_before = started + pause(Duration::ZERO, LOOK_SHARE, started);
                 view_ticks.reset_after(pause(view_period, LOOK_SHARE, started).saturating_sub(started.elapsed()));
             }
             _ = progress_ticks.tick(), if progress.is_on() => progress.show(&sources.progress(window.duration)),
@@ -375,16 +376,6 @@ impl Sources {
     }
 }
 
-/// Waits for somebody to ask for a look, and for the time before which there is none; for ever where nobody can ask.
-async fn question(questions: &mut Option<UnboundedReceiver<()>>, not_before: Instant) {
-    tokio::time::sleep_until(not_before.into()).await;
-    let Some(questions) = questions else { return std::future::pending().await };
-    if questions.recv().await.is_none() {
-        return std::future::pending().await;
-    }
-    while questions.try_recv().is_ok() {} // one look answers all
-}
-
 /// Waits for processes that begin to use Unix sockets; for ever in a mode that does not tell of them.
 async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<Newcomer>> {
     match arrivals {
@@ -394,7 +385,7 @@ async fn next_arrivals(arrivals: &mut Option<Arrivals>) -> anyhow::Result<Vec<Ne
 }
 
 /// Waits for what the viewer waits for; for ever without one.
-async fn attend(viewer: &mut Option<&mut dyn Viewer>) -> anyhow::Result<bool> {
+async fn attend(viewer: &mut Option<&mut dyn Viewer>) -> anyhow::Result<Wish> {
     poll_fn(|context| viewer.as_mut().map_or(Poll::Pending, |viewer| viewer.poll_attend(context))).await
 }
 

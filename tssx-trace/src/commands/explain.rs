@@ -1,17 +1,12 @@
 //! `explain`: why a socket, or the sockets of a process, are not accelerated; live, or from a recording without privilege.
 
-use std::time::Duration;
-
 use crate::cli::{ExplainArgs, exit};
 use crate::commands::discover::record;
 use crate::explanation::Explanation;
 use crate::output::{note, result};
 use crate::recording::Recording;
 use crate::screen::Screen;
-use crate::watch::watch;
-
-/// A library that selected a socket is seen within this time.
-const LEDGER_PERIOD: Duration = Duration::from_millis(100);
+use crate::watch::{LEDGER_PERIOD, watch};
 
 /// Runs the subcommand.
 ///

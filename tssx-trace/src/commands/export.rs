@@ -1,17 +1,12 @@
 //! `export`: watches without end and serves what it sees as metrics; or once, and prints them.
 
-use std::time::Duration;
-
 use crate::cli::exit;
 use crate::cli::export::ExportArgs;
 use crate::export::{Exporter, http};
 use crate::mode::{Mode, Wanted};
 use crate::output::{note, result};
 use crate::preflight;
-use crate::watch::{FOR_EVER, Window, watch, watch_with};
-
-/// A process that comes and goes within this time may be missed; its peer's ledger still tells.
-const LEDGER_PERIOD: Duration = Duration::from_millis(100);
+use crate::watch::{FOR_EVER, LEDGER_PERIOD, Window, watch, watch_with};
 
 /// Runs the subcommand.
 ///

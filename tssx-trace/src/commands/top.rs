@@ -5,7 +5,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use crossterm::event::{Event, EventStream};
@@ -17,10 +16,7 @@ use crate::commands::discover::record;
 use crate::mode::Mode;
 use crate::screen::Screen;
 use crate::top::{Model, Theme, draw, press};
-use crate::watch::{Observation, Viewer, watch_with};
-
-/// As for `verify`: a process with the library that lives longer is seen.
-const LEDGER_PERIOD: Duration = Duration::from_millis(100);
+use crate::watch::{LEDGER_PERIOD, Observation, Viewer, Wish, watch_with};
 
 /// Runs the subcommand.
 ///
@@ -74,7 +70,7 @@ impl Viewer for View {
         self.draw()
     }
 
-    fn poll_attend(&mut self, context: &mut Context<'_>) -> Poll<anyhow::Result<bool>> {
+    fn poll_attend(&mut self, context: &mut Context<'_>) -> Poll<anyhow::Result<Wish>> {
         while let Poll::Ready(event) = self.poll_event(context) {
             let goes_on = match event {
                 Some(Ok(Event::Key(key))) => press(&mut self.model, key),
@@ -83,7 +79,7 @@ impl Viewer for View {
                 None => false,
             };
             if !goes_on {
-                return Poll::Ready(Ok(false));
+                return Poll::Ready(Ok(Wish::End));
             }
             if let Err(error) = self.draw() {
                 return Poll::Ready(Err(error));

@@ -1,7 +1,6 @@
 //! `verify`: watch, print each selected socket's hit rate and the reason of each miss, judge by `--min-hit-rate`.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use anyhow::bail;
 use serde::Serialize;
@@ -18,7 +17,7 @@ use crate::names::SocketName;
 use crate::output::{note, plural, result, short};
 use crate::recording::{Recording, ServiceRecord, summary};
 use crate::screen::{Columns, Screen};
-use crate::watch::{Observation, watch};
+use crate::watch::{LEDGER_PERIOD, Observation, watch};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -38,9 +37,6 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     gains: &'a [Comparison],
 }
-
-/// A process that comes and goes within this time may be missed; its peer's ledger still tells.
-const LEDGER_PERIOD: Duration = Duration::from_millis(100);
 
 const COLUMNS: Columns = Columns {
     header: &[

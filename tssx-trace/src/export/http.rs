@@ -51,34 +51,33 @@ fn serve(listener: Listener, desk: Desk) {
 }
 
 async fn accept(listener: Listener, desk: Desk) -> anyhow::Result<()> {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            loop {
-                let permit = room.clone().acquire_owned().await?;
-                match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(talk(stream, desk.clone(), permit))),
-                    Err(error) => rest(&error).await,
-                }
-            }
+            talk_to_each(desk, async || listener.accept().await.map(|(stream, _)| stream)).await
         }
         Listener::Unix(listener) => {
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            loop {
-                let permit = room.clone().acquire_owned().await?;
-                match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(talk(stream, desk.clone(), permit))),
-                    Err(error) => rest(&error).await,
-                }
-            }
+            talk_to_each(desk, async || listener.accept().await.map(|(stream, _)| stream)).await
         }
     }
 }
 
-async fn rest(error: &io::Error) {
-    crate::output::note(&format!("warning: a scrape was not accepted: {error}"));
-    tokio::time::sleep(PAUSE).await;
+async fn talk_to_each<S>(desk: Desk, accept: impl AsyncFn() -> io::Result<S>) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let permit = room.clone().acquire_owned().await?;
+        match accept().await {
+            Ok(stream) => drop(tokio::spawn(talk(stream, desk.clone(), permit))),
+            Err(error) => {
+                crate::output::note(&format!("warning: a scrape was not accepted: {error}"));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
 }
 
 /// One connection. Whatever is wrong with it is the other end's affair.

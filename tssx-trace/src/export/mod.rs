@@ -8,28 +8,26 @@ mod metrics;
 pub(crate) mod place;
 pub(crate) mod tally;
 
+use std::task::{Context, Poll};
+
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use self::tally::Tally;
-use crate::watch::{Observation, Viewer};
+use crate::watch::{Observation, Viewer, Wish};
 
 /// What a scrape waits for.
 pub(crate) type Answer = oneshot::Sender<String>;
 
 /// Where scrapes ask.
 #[derive(Clone)]
-pub(crate) struct Desk {
-    answers: UnboundedSender<Answer>,
-    questions: UnboundedSender<()>,
-}
+pub(crate) struct Desk(UnboundedSender<Answer>);
 
 impl Desk {
     /// The metrics as they are now; `None` if the window has ended.
     pub(crate) async fn ask(&self) -> Option<String> {
         let (answer, waits) = oneshot::channel();
-        self.answers.send(answer).ok()?;
-        self.questions.send(()).ok()?;
+        self.0.send(answer).ok()?;
         waits.await.ok()
     }
 }
@@ -37,17 +35,16 @@ impl Desk {
 /// Looks at the window for scrapes.
 pub(crate) struct Exporter {
     tally: Tally,
-    answers: UnboundedReceiver<Answer>,
-    questions: Option<UnboundedReceiver<()>>,
+    asked: UnboundedReceiver<Answer>,
+    /// Scrapes that the next look answers.
+    waiting: Vec<Answer>,
 }
 
 impl Exporter {
     /// An exporter of that many names, and where to ask it.
     pub(crate) fn new(max_names: usize) -> (Self, Desk) {
-        let (answers, answered) = unbounded_channel();
-        let (questions, asked) = unbounded_channel();
-        let exporter = Self { tally: Tally::new(max_names), answers: answered, questions: Some(asked) };
-        (exporter, Desk { answers, questions })
+        let (ask, asked) = unbounded_channel();
+        (Self { tally: Tally::new(max_names), asked, waiting: Vec::new() }, Desk(ask))
     }
 
     /// The metrics of this window.
@@ -61,19 +58,25 @@ impl Exporter {
 }
 
 impl Viewer for Exporter {
+    fn poll_attend(&mut self, context: &mut Context<'_>) -> Poll<anyhow::Result<Wish>> {
+        match self.asked.poll_recv(context) {
+            Poll::Ready(Some(answer)) => {
+                self.waiting.push(answer);
+                Poll::Ready(Ok(Wish::Look))
+            }
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
     fn look(&mut self, seen: &Observation) -> anyhow::Result<bool> {
         let text = self.text(seen)?;
-        while let Ok(answer) = self.answers.try_recv() {
+        for answer in self.waiting.drain(..) {
             let _gone = answer.send(text.clone()); // who asked did not wait for the answer
         }
         Ok(true)
     }
 
     fn end(&mut self) {}
-
-    fn questions(&mut self) -> Option<UnboundedReceiver<()>> {
-        self.questions.take()
-    }
 
     fn forgets(&self) -> bool {
         true
