@@ -1,7 +1,8 @@
 //! Waiting for the peer: spin while it pays, then sleep in the kernel.
 //!
 //! Whether spinning pays is learned per connection, as an account: a spin that finds what it waited for has saved two system calls and a wake-up, one
-//! that does not has cost its time. While the balance allows, every wait spins; afterwards one is tried now and then, in case the peer has
+//! that does not has cost its time. While the balance allows, every wait spins that
+//! does not come long after the last one; afterwards one is tried now and then, in case the peer has
 //! become fast. Where more threads want to run than there are CPUs most spins find nothing, and it is still worth it: two ends that happen to run at
 //! once go on for a whole slice without the kernel, which is a thousand round trips. Where the peer was last seen on our own CPU
 //! (tssx-core's whereabouts.rs) it cannot run while we spin, so that is hardly ever tried. With one usable CPU nobody ever spins.
