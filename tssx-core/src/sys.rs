@@ -9,11 +9,13 @@
 use core::ffi::{CStr, c_int};
 use core::mem::{MaybeUninit, size_of};
 
+mod descriptors;
 mod mapping;
 mod patience;
 mod process;
 mod signals;
 
+pub use descriptors::{dup, dup3};
 pub use mapping::{map, unmap};
 pub use process::{
     abort, become_stranger, current_cpu, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest,

@@ -1,7 +1,7 @@
 //! What each descriptor of the process is to us: an fd-indexed, lock-free table of two levels.
 //!
-//! The lookup that every interposed call makes is two loads and a branch: the chunk, then the entry. An entry is a tagged
-//! word; 0 is "none of ours". Entries lead to objects that are never unmapped ([`crate::memory`]), so a racing lookup may find
+//! The lookup that every interposed call makes is one load and a branch for the descriptors of the first chunk, which is always there, and
+//! two and two for others: the chunk, then the entry. An entry is a tagged word; 0 is "none of ours". Entries lead to objects that are never unmapped ([`crate::memory`]), so a racing lookup may find
 //! a stale object but never a dangling one; users look again under the object's lock ([`crate::endpoint`]).
 
 #![allow(unsafe_code, reason = "follows entries to never-unmapped objects")]
@@ -38,12 +38,16 @@ struct Chunk([AtomicUsize; CHUNK]);
 // SAFETY: integers; zero is "none of ours".
 unsafe impl ZeroInit for Chunk {}
 
+/// The first chunk. Untouched pages of it cost no memory.
+static FIRST: Chunk = Chunk([const { AtomicUsize::new(0) }; CHUNK]);
+
+/// The others; of the first, nothing.
 static TABLE: [AtomicPtr<Chunk>; CHUNKS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; CHUNKS];
 
 /// Whether there ever was a stream.
 static STREAMS: AtomicBool = AtomicBool::new(false);
 
-/// One past the highest chunk that was ever made.
+/// One past the highest chunk that ever had an entry.
 static CHUNKS_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// What a descriptor is to us.
@@ -96,13 +100,24 @@ impl Entry {
     }
 }
 
+/// A chunk that was made.
+#[inline]
+fn chunk(number: usize) -> Option<&'static Chunk> {
+    if number == 0 {
+        return Some(&FIRST);
+    }
+    // SAFETY: a chunk, once there, is never unmapped.
+    unsafe { TABLE.get(number)?.load(Acquire).as_ref() }
+}
+
 /// Where a descriptor's entry is; `None` if its chunk was never made.
 #[inline]
 fn cell(fd: c_int) -> Option<&'static AtomicUsize> {
     let index = fd.cast_unsigned() as usize;
-    // SAFETY: a chunk, once there, is never unmapped.
-    let chunk = unsafe { TABLE.get(index >> CHUNK_BITS)?.load(Acquire).as_ref() }?;
-    chunk.0.get(index & (CHUNK - 1))
+    match FIRST.0.get(index) {
+        Some(cell) => Some(cell),
+        None => chunk(index >> CHUNK_BITS)?.0.get(index & (CHUNK - 1)),
+    }
 }
 
 #[inline]
@@ -158,31 +173,32 @@ pub(crate) fn find_stream(endpoint: &Endpoint) -> Option<c_int> {
     found
 }
 
+/// A chunk, made if it was not; `None` without memory or beyond the table.
+fn made(number: usize) -> Option<&'static Chunk> {
+    if let Some(chunk) = chunk(number) {
+        return Some(chunk);
+    }
+    let cell = TABLE.get(number)?;
+    let fresh = core::ptr::from_ref(memory::allocate::<Chunk>()?).cast_mut();
+    // If another thread was faster, 32 KiB of untouched address space are lost.
+    let _ = cell.compare_exchange(core::ptr::null_mut(), fresh, AcqRel, Acquire);
+    chunk(number)
+}
+
 /// Makes (`Some`) or clears (`None`) an entry; returns the one that was there. `Err` when there is no memory for a chunk or
 /// the number is beyond the table: the descriptor is then none of ours.
 pub(crate) fn set(fd: c_int, entry: Option<Entry>) -> Result<Option<Entry>, ()> {
-    let index = fd.cast_unsigned() as usize;
-    let cell = TABLE.get(index >> CHUNK_BITS).ok_or(())?;
-    let mut chunk = cell.load(Acquire);
-    if chunk.is_null() {
-        if entry.is_none() {
-            return Ok(None);
-        }
-        let fresh = core::ptr::from_ref(memory::allocate::<Chunk>().ok_or(())?).cast_mut();
-        chunk = match cell.compare_exchange(core::ptr::null_mut(), fresh, AcqRel, Acquire) {
-            Ok(_) => fresh,
-            Err(theirs) => theirs, // another thread was faster; 32 KiB of untouched address space are lost
-        };
-    }
-    if CHUNKS_USED.load(Relaxed) <= index >> CHUNK_BITS {
-        CHUNKS_USED.fetch_max((index >> CHUNK_BITS) + 1, AcqRel);
+    let number = fd.cast_unsigned() as usize >> CHUNK_BITS;
+    let Some(chunk) = (if entry.is_some() { made(number) } else { chunk(number) }) else {
+        return if entry.is_some() || number >= CHUNKS { Err(()) } else { Ok(None) };
+    };
+    if entry.is_some() && CHUNKS_USED.load(Relaxed) <= number {
+        CHUNKS_USED.fetch_max(number + 1, AcqRel);
     }
     if matches!(entry, Some(Entry::Stream(_))) {
         STREAMS.store(true, Release);
     }
-    // SAFETY: a chunk, once there, is never unmapped.
-    let chunk = unsafe { chunk.as_ref().ok_or(())? };
-    let cell = chunk.0.get(index & (CHUNK - 1)).ok_or(())?;
+    let cell = chunk.0.get(fd.cast_unsigned() as usize & (CHUNK - 1)).ok_or(())?;
     Ok(Entry::decode(cell.swap(entry.map_or(0, Entry::encode), AcqRel)))
 }
 
@@ -193,12 +209,9 @@ pub(crate) fn forget_unconnected(fd: c_int) -> bool {
 
 /// Calls `visit` for every descriptor from `first` to `last` that has an entry. Costs nothing where nothing was ever selected.
 pub(crate) fn for_each(first: u32, last: u32, mut visit: impl FnMut(c_int, Entry)) {
-    for (number, cell) in TABLE.iter().enumerate().take(CHUNKS_USED.load(Acquire)) {
+    for number in 0..CHUNKS_USED.load(Acquire) {
         let base = number << CHUNK_BITS;
-        // SAFETY: a chunk, once there, is never unmapped.
-        let Some(chunk) = (unsafe { cell.load(Acquire).as_ref() }) else {
-            continue;
-        };
+        let Some(chunk) = chunk(number) else { continue };
         if base > last as usize || base + CHUNK <= first as usize {
             continue;
         }

@@ -9,7 +9,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::marker::PhantomData;
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU8};
 
 use libc::{
@@ -18,40 +18,44 @@ use libc::{
 };
 
 /// The next definition of one symbol, of function type `F`.
+///
+/// Until it is looked up, the address is that of a function that looks it up: a call needs no test, and an entry point of ours that has nothing
+/// to do ends with a jump. It must not be a call: behind a system call that goes deep into the kernel nothing is left of the CPU's
+/// return stack, and every frame between libc and the program costs a misprediction (7 to 9 ns, measured with dup). Nor is much left
+/// of its caches, so the addresses stand side by side, as the entry points do (`look_first`).
 pub(crate) struct Next<F> {
-    name: &'static CStr,
     address: AtomicPtr<c_void>,
     kind: PhantomData<F>,
 }
 
-// SAFETY: holds a name and an atomic address; `F` is a function pointer type and never stored.
+// SAFETY: holds an atomic address; `F` is a function pointer type and never stored.
 unsafe impl<F> Sync for Next<F> {}
 
 impl<F: Copy> Next<F> {
-    const fn new(name: &'static CStr) -> Self {
-        Self { name, address: AtomicPtr::new(core::ptr::null_mut()), kind: PhantomData }
+    /// `first` is the address of a function that has the signature of the symbol and calls what [`Self::resolve`] finds.
+    const fn new(first: *mut c_void) -> Self {
+        Self { address: AtomicPtr::new(first), kind: PhantomData }
     }
 
-    /// The function, or `None` if no later object defines the symbol (an older libc).
+    /// The function, or the one that looks it up.
     #[inline]
-    pub(crate) fn find(&self) -> Option<F> {
-        let mut address = self.address.load(Acquire);
-        if address.is_null() {
-            address = self.resolve();
-        }
+    fn get(&self) -> F {
+        let address = self.address.load(Acquire);
+        // SAFETY: every `Next` below is declared with the C signature of its symbol, and function pointers are pointer-sized.
+        unsafe { core::mem::transmute_copy::<*mut c_void, F>(&address) }
+    }
+
+    /// Looks the function up; `None` if no later object defines the symbol (an older libc).
+    #[cold]
+    fn resolve(&self, name: &CStr) -> Option<F> {
+        // SAFETY: a valid C string; RTLD_NEXT searches after the object that contains the caller, which is this library.
+        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
         if address.is_null() {
             return None;
         }
-        // SAFETY: every `Next` below is declared with the C signature of its symbol, and function pointers are pointer-sized.
-        Some(unsafe { core::mem::transmute_copy::<*mut c_void, F>(&address) })
-    }
-
-    #[cold]
-    fn resolve(&self) -> *mut c_void {
-        // SAFETY: a valid C string; RTLD_NEXT searches after the object that contains the caller, which is this library.
-        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
         self.address.store(address, Release);
-        address
+        // SAFETY: as in `get`.
+        Some(unsafe { core::mem::transmute_copy::<*mut c_void, F>(&address) })
     }
 }
 
@@ -75,12 +79,56 @@ pub(crate) fn is_single_threaded() -> bool {
     unsafe { word.read_volatile() != 0 }
 }
 
+/// Whether the next function of the dup family is libc's, which does nothing but the system call, and not another preload library's.
+#[inline]
+pub(crate) fn is_dup_libcs() -> bool {
+    /// 0: not asked yet; 1: no; 2: yes.
+    static ANSWER: AtomicU8 = AtomicU8::new(0);
+    match ANSWER.load(Relaxed) {
+        0 => ask_whose_dup(&ANSWER),
+        answer => answer == 2,
+    }
+}
+
+#[cold]
+fn ask_whose_dup(answer: &AtomicU8) -> bool {
+    // SAFETY: both are addresses of functions; dladdr(3) fills the structure in, or leaves it as it is.
+    let object = |function: *const c_void| unsafe {
+        let mut found: libc::Dl_info = core::mem::zeroed();
+        (libc::dladdr(function, &raw mut found) != 0).then_some(found.dli_fbase)
+    };
+    let libcs = object(libc::__errno_location as *const c_void);
+    let is_libcs = libcs.is_some()
+        && [c"dup", c"fcntl", c"dup3"].iter().all(|name| {
+            // SAFETY: a valid C string.
+            object(unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }) == libcs
+        });
+    answer.store(1 + u8::from(is_libcs), Relaxed);
+    is_libcs
+}
+
 /// Declares the statics and, for each, a function of the same shape that calls it, answering ENOSYS where it is missing.
 macro_rules! next {
     ($($(#[$meta:meta])* $name:ident = $static:ident($($arg:ident: $kind:ty),*) -> $ret:ty, $missing:expr;)*) => {
         $(
-            static $static: Next<unsafe extern "C" fn($($kind),*) -> $ret> =
-                Next::new(match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) { Ok(name) => name, Err(_) => c"" });
+            #[unsafe(link_section = ".data.tssx_next")]
+            static $static: Next<unsafe extern "C" fn($($kind),*) -> $ret> = {
+                unsafe extern "C" fn first($($arg: $kind),*) -> $ret {
+                    const NAME: &CStr = match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                        Ok(name) => name,
+                        Err(_) => c"",
+                    };
+                    match $static.resolve(NAME) {
+                        // SAFETY: the caller keeps the libc function's contract.
+                        Some(function) => unsafe { function($($arg),*) },
+                        None => {
+                            crate::errno::set(crate::errno::Errno(libc::ENOSYS));
+                            $missing
+                        }
+                    }
+                }
+                Next::new(first as *const () as *mut c_void)
+            };
             $(#[$meta])*
             /// The next definition of the libc function of this name.
             ///
@@ -88,14 +136,8 @@ macro_rules! next {
             /// As the libc function.
             #[inline]
             pub(crate) unsafe fn $name($($arg: $kind),*) -> $ret {
-                match $static.find() {
-                    // SAFETY: the caller keeps the libc function's contract.
-                    Some(function) => unsafe { function($($arg),*) },
-                    None => {
-                        crate::errno::set(crate::errno::Errno(libc::ENOSYS));
-                        $missing
-                    }
-                }
+                // SAFETY: the caller keeps the libc function's contract.
+                unsafe { $static.get()($($arg),*) }
             }
         )*
     };
@@ -189,12 +231,20 @@ next! {
     fdopen = FDOPEN(fd: c_int, mode: *const c_char) -> *mut libc::FILE, core::ptr::null_mut();
 }
 
-static PRINTING: [Next<unsafe extern "C" fn()>; 4] =
-    [Next::new(c"dprintf"), Next::new(c"vdprintf"), Next::new(c"__dprintf_chk"), Next::new(c"__vdprintf_chk")];
+/// Looked up where they are needed: their arguments are not known here.
+static PRINTING: [(&CStr, Next<unsafe extern "C" fn()>); 4] =
+    [printing(c"dprintf"), printing(c"vdprintf"), printing(c"__dprintf_chk"), printing(c"__vdprintf_chk")];
+
+const fn printing(name: &'static CStr) -> (&'static CStr, Next<unsafe extern "C" fn()>) {
+    (name, Next::new(core::ptr::null_mut()))
+}
 
 /// The next definition of a printing function of `abi/stdio.rs`, in its order. Never null: a program that calls one has a libc that
 /// defines it.
 pub(crate) fn print_function(which: usize) -> *mut c_void {
-    let found = PRINTING.get(which).and_then(Next::find);
-    found.map_or_else(|| tssx_core::sys::abort(), |function| function as *mut c_void)
+    let find = |(name, next): &(&CStr, Next<unsafe extern "C" fn()>)| match next.address.load(Acquire).is_null() {
+        true => next.resolve(name),
+        false => Some(next.get()),
+    };
+    PRINTING.get(which).and_then(find).map_or_else(|| tssx_core::sys::abort(), |function| function as *mut c_void)
 }

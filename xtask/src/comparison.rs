@@ -93,22 +93,37 @@ pub(crate) struct Comparison {
 /// # Errors
 /// The first round that failed.
 pub(crate) fn measure(rows: &[Row], rounds: usize, mut one: impl FnMut(bool) -> Result<Vec<Figures>>) -> Result<Vec<Comparison>> {
-    let mut done: Vec<_> = rows.iter().map(|row| Comparison { row: row.clone(), rounds: Vec::new() }).collect();
     let name = rows.first().map_or("", |row| row.name.as_str());
-    for round in 0..rounds {
-        let mut run = |preloaded: bool| -> Result<Vec<Figures>> {
-            let how = if preloaded { "preloaded" } else { "plain" };
-            let figures = one(preloaded).with_context(|| format!("{name}, {how}"))?;
-            ensure!(figures.len() == rows.len(), "{name}, {how}: {} figures for {} lines", figures.len(), rows.len());
-            Ok(figures)
-        };
-        let (plain, preloaded) = if round % 2 == 0 {
+    let mut number = 0;
+    pairs(rows, rounds, || {
+        let mut run =
+            |preloaded: bool| one(preloaded).with_context(|| format!("{name}, {}", if preloaded { "preloaded" } else { "plain" }));
+        number += 1;
+        if number % 2 == 1 {
             let plain = run(false)?;
-            (plain, run(true)?)
-        } else {
-            let preloaded = run(true)?;
-            (run(false)?, preloaded)
-        };
+            return Ok((plain, run(true)?));
+        }
+        let preloaded = run(true)?;
+        Ok((run(false)?, preloaded))
+    })
+}
+
+/// Measures `rounds` rounds of what tells both sides by itself, plain and preloaded, a figure for each of the rows.
+///
+/// # Errors
+/// A measurement that fails, or that tells another number of figures.
+pub(crate) fn pairs(
+    rows: &[Row],
+    rounds: usize,
+    mut both: impl FnMut() -> Result<(Vec<Figures>, Vec<Figures>)>,
+) -> Result<Vec<Comparison>> {
+    let mut done: Vec<_> = rows.iter().map(|row| Comparison { row: row.clone(), rounds: Vec::new() }).collect();
+    for _ in 0..rounds {
+        let (plain, preloaded) = both()?;
+        for (how, figures) in [("plain", &plain), ("preloaded", &preloaded)] {
+            let name = rows.first().map_or("", |row| row.name.as_str());
+            ensure!(figures.len() == rows.len(), "{name}, {how}: {} figures for {} lines", figures.len(), rows.len());
+        }
         for ((comparison, plain), preloaded) in done.iter_mut().zip(plain).zip(preloaded) {
             comparison.rounds.push(Round { plain, preloaded });
         }

@@ -4,12 +4,14 @@
 
 use core::ffi::{c_int, c_uint};
 
-use crate::errno;
+use tssx_core::sys;
+
 use crate::next;
 use crate::process::descriptors;
 
 /// close(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn close(fd: c_int) -> c_int {
     descriptors::close(fd)
 }
@@ -42,18 +44,17 @@ pub(crate) unsafe extern "C" fn closefrom(first: c_int) {
 
 /// dup(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn dup(fd: c_int) -> c_int {
     // SAFETY: no pointers.
-    let copy = unsafe { next::dup(fd) };
-    descriptors::copied(fd, copy);
-    copy
+    descriptors::duplicate(fd, || sys::dup(fd), || unsafe { next::dup(fd) })
 }
 
 /// dup2(2).
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn dup2(fd: c_int, target: c_int) -> c_int {
     // SAFETY: no pointers.
-    errno::int(descriptors::replace(fd, target, || unsafe { next::dup2(fd, target) }))
+    descriptors::replace(fd, target, 0, || unsafe { next::dup2(fd, target) })
 }
 
 /// dup2(2) under its internal name.
@@ -67,7 +68,7 @@ pub(crate) unsafe extern "C" fn __dup2(fd: c_int, target: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> c_int {
     // SAFETY: no pointers.
-    errno::int(descriptors::replace(fd, target, || unsafe { next::dup3(fd, target, flags) }))
+    descriptors::replace(fd, target, flags, || unsafe { next::dup3(fd, target, flags) })
 }
 
 /// pidfd_getfd(2): the descriptor may be a copy of one of our own, if the process is ourselves.

@@ -82,9 +82,9 @@ pub(crate) unsafe extern "C" fn accept4(fd: c_int, address: *mut sockaddr, lengt
     accepted
 }
 
-/// shutdown(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
+/// shutdown(2) on a descriptor that has an entry.
+#[inline(never)]
+unsafe fn shutdown_ours(fd: c_int, how: c_int) -> c_int {
     if fd_table::stream(fd).is_none() {
         // SAFETY: no pointers.
         return unsafe { next::shutdown(fd, how) };
@@ -92,15 +92,18 @@ pub(crate) unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
     errno::int(options::shutdown(fd, how))
 }
 
-/// getsockopt(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn getsockopt(
-    fd: c_int,
-    level: c_int,
-    option: c_int,
-    value: *mut c_void,
-    length: *mut socklen_t,
-) -> c_int {
+look_first! {
+    /// shutdown(2).
+    shutdown or shutdown_ours(fd: c_int, how: c_int) -> c_int;
+    /// getsockopt(2).
+    getsockopt or getsockopt_ours(fd: c_int, level: c_int, option: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int;
+    /// setsockopt(2).
+    setsockopt or setsockopt_ours(fd: c_int, level: c_int, option: c_int, value: *const c_void, length: socklen_t) -> c_int;
+}
+
+/// getsockopt(2) on a descriptor that has an entry.
+#[inline(never)]
+unsafe fn getsockopt_ours(fd: c_int, level: c_int, option: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int {
     let ours = level == libc::SOL_SOCKET && fd_table::stream(fd).is_some();
     let answer =
         if ours && (option == libc::SO_SNDBUF || option == libc::SO_ERROR) { options::getsockopt(fd, option) } else { None };
@@ -123,15 +126,9 @@ pub(crate) unsafe extern "C" fn getsockopt(
     }
 }
 
-/// setsockopt(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn setsockopt(
-    fd: c_int,
-    level: c_int,
-    option: c_int,
-    value: *const c_void,
-    length: socklen_t,
-) -> c_int {
+/// setsockopt(2), likewise.
+#[inline(never)]
+unsafe fn setsockopt_ours(fd: c_int, level: c_int, option: c_int, value: *const c_void, length: socklen_t) -> c_int {
     if level == libc::SOL_SOCKET && fd_table::stream(fd).is_some() {
         // SAFETY: the caller keeps setsockopt(2)'s contract.
         let answered = unsafe { options::option_value(value, length) }.is_some_and(|value| options::setsockopt(fd, option, value));

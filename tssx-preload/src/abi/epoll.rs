@@ -45,6 +45,7 @@ pub(crate) unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
 
 /// epoll_ctl(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn epoll_ctl(epoll_fd: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
     // Of what has no entry nothing is noted.
     let plain = !fd_table::is_ours(fd) && !postponed::any();
@@ -156,6 +157,7 @@ fn wait_with(
 
 /// epoll_wait(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn epoll_wait(epoll_fd: c_int, events: *mut epoll_event, count: c_int, timeout: c_int) -> c_int {
     let Some(set) = fd_table::epoll(epoll_fd) else {
         // SAFETY: the caller keeps epoll_wait(2)'s contract.

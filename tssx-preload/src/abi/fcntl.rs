@@ -17,28 +17,31 @@ use crate::{fd_table, next};
 
 /// fcntl(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
     // SAFETY: the caller keeps fcntl(2)'s contract.
     let plain = || unsafe { next::fcntl(fd, command, argument) };
-    // All the others tell or change nothing that is kept here.
-    if !matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC | libc::F_SETFL) {
-        return plain();
+    match command {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => descriptors::duplicate(
+            fd,
+            || tssx_core::sys::fcntl(fd, command, usize::try_from(argument).unwrap_or(usize::MAX)),
+            plain,
+        ),
+        libc::F_SETFL if fd_table::is_ours(fd) => noted_flags(fd, argument, plain()),
+        // All the others tell or change nothing that is kept here.
+        _ => plain(),
     }
-    noted_fcntl(fd, command, argument, plain())
 }
 
+/// After F_SETFL.
 #[inline(never)]
-fn noted_fcntl(fd: c_int, command: c_int, argument: c_ulong, result: c_int) -> c_int {
-    match command {
-        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => descriptors::copied(fd, result),
-        libc::F_SETFL if result == 0 && fd_table::stream(fd).is_some() => {
-            let has = |flag: c_int| argument & c_ulong::from(flag.cast_unsigned()) != 0;
-            options::note_nonblocking(fd, has(libc::O_NONBLOCK));
-            if has(libc::O_ASYNC) {
-                options::note_async(fd);
-            }
+fn noted_flags(fd: c_int, flags: c_ulong, result: c_int) -> c_int {
+    if result == 0 && fd_table::stream(fd).is_some() {
+        let has = |flag: c_int| flags & c_ulong::from(flag.cast_unsigned()) != 0;
+        options::note_nonblocking(fd, has(libc::O_NONBLOCK));
+        if has(libc::O_ASYNC) {
+            options::note_async(fd);
         }
-        _ => {}
     }
     result
 }
@@ -60,9 +63,14 @@ pub(crate) unsafe extern "C" fn __fcntl(fd: c_int, command: c_int, argument: c_u
 /// sockatmark(3)'s question; the libc crate does not have it.
 const SIOCATMARK: c_ulong = 0x8905;
 
-/// ioctl(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int {
+look_first! {
+    /// ioctl(2).
+    ioctl or ioctl_ours(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int;
+}
+
+/// ioctl(2) on a descriptor that has an entry.
+#[inline(never)]
+unsafe fn ioctl_ours(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int {
     if matches!(request, libc::FIONREAD | SIOCATMARK) && fd_table::stream(fd).is_some() {
         options::settle(fd);
     }

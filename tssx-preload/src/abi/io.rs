@@ -43,9 +43,20 @@ pub(super) unsafe fn send_from(
     errno::bytes(Parts::new(&parts).and_then(|parts| send::send(fd, &parts, flags, plain)))
 }
 
-/// read(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, count: size_t) -> ssize_t {
+look_first! {
+    /// read(2).
+    read or read_ours(fd: c_int, buffer: *mut c_void, count: size_t) -> ssize_t;
+    /// write(2).
+    write or write_ours(fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t;
+    /// readv(2).
+    readv or readv_ours(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t;
+    /// writev(2).
+    writev or writev_ours(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t;
+}
+
+/// read(2) on a descriptor that has an entry.
+#[inline(never)]
+unsafe fn read_ours(fd: c_int, buffer: *mut c_void, count: size_t) -> ssize_t {
     // SAFETY: the caller keeps read(2)'s contract.
     let plain = || unsafe { next::read(fd, buffer, count) };
     if fd_table::stream(fd).is_none() {
@@ -55,9 +66,9 @@ pub(crate) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, count: size
     unsafe { receive_into(fd, buffer, count, 0, plain) }
 }
 
-/// write(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t {
+/// write(2), likewise.
+#[inline(never)]
+unsafe fn write_ours(fd: c_int, buffer: *const c_void, count: size_t) -> ssize_t {
     // SAFETY: the caller keeps write(2)'s contract.
     let plain = || unsafe { next::write(fd, buffer, count) };
     if fd_table::stream(fd).is_none() {
@@ -67,9 +78,9 @@ pub(crate) unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, count: s
     unsafe { send_from(fd, buffer, count, 0, plain) }
 }
 
-/// readv(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+/// readv(2), likewise.
+#[inline(never)]
+unsafe fn readv_ours(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller keeps readv(2)'s contract.
     let plain = || unsafe { next::readv(fd, parts, count) };
     if fd_table::stream(fd).is_none() {
@@ -79,9 +90,9 @@ pub(crate) unsafe extern "C" fn readv(fd: c_int, parts: *const iovec, count: c_i
     unsafe { read_parts(fd, parts, count, 0, plain) }
 }
 
-/// writev(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+/// writev(2), likewise.
+#[inline(never)]
+unsafe fn writev_ours(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller keeps writev(2)'s contract.
     let plain = || unsafe { next::writev(fd, parts, count) };
     if fd_table::stream(fd).is_none() {

@@ -10,6 +10,21 @@ macro_rules! same_signature {
     };
 }
 
+/// Defines entry points of libc's names that end with a jump to libc's function where the descriptor has no entry, and with one to `ours`
+/// otherwise: the first costs a look at the table, and no frame ([`crate::next::Next`]). They stand side by side: behind a long system call
+/// little of a library is in the caches and the TLB.
+macro_rules! look_first {
+    ($($(#[$meta:meta])* $name:ident or $ours:ident($fd:ident: c_int $(, $arg:ident: $kind:ty)*) -> $ret:ty;)*) => {$(
+        $(#[$meta])*
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = ".text.hot.tssx_entry")]
+        pub(crate) unsafe extern "C" fn $name($fd: c_int $(, $arg: $kind)*) -> $ret {
+            // SAFETY: the caller keeps the contract of libc's function, which is that of both.
+            unsafe { if fd_table::is_ours($fd) { $ours($fd $(, $arg)*) } else { next::$name($fd $(, $arg)*) } }
+        }
+    )*};
+}
+
 mod aio;
 mod close;
 mod connection;

@@ -18,9 +18,20 @@ use crate::user_buf::{PARTS_MAX, Parts, single};
 use crate::user_memory::{self, Access};
 use crate::{fd_table, init, next};
 
-/// recv(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, count: size_t, flags: c_int) -> ssize_t {
+look_first! {
+    /// recv(2).
+    recv or recv_ours(fd: c_int, buffer: *mut c_void, count: size_t, flags: c_int) -> ssize_t;
+    /// send(2).
+    send or send_ours(fd: c_int, buffer: *const c_void, count: size_t, flags: c_int) -> ssize_t;
+    /// recvfrom(2).
+    recvfrom or recvfrom_ours(fd: c_int, buffer: *mut c_void, count: size_t, flags: c_int, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t;
+    /// sendto(2).
+    sendto or sendto_ours(fd: c_int, buffer: *const c_void, count: size_t, flags: c_int, address: *const sockaddr, length: socklen_t) -> ssize_t;
+}
+
+/// recv(2) on a descriptor that has an entry.
+#[inline(never)]
+unsafe fn recv_ours(fd: c_int, buffer: *mut c_void, count: size_t, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps recv(2)'s contract.
     let plain = || unsafe { next::recv(fd, buffer, count, flags) };
     if fd_table::stream(fd).is_none() {
@@ -82,9 +93,9 @@ unsafe fn structure<'a, T>(pointer: *const T, access: Access) -> Option<&'a T> {
     if there { unsafe { pointer.as_ref() } } else { None }
 }
 
-/// send(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, count: size_t, flags: c_int) -> ssize_t {
+/// send(2), likewise.
+#[inline(never)]
+unsafe fn send_ours(fd: c_int, buffer: *const c_void, count: size_t, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps send(2)'s contract.
     let plain = || unsafe { next::send(fd, buffer, count, flags) };
     if fd_table::stream(fd).is_none() {
@@ -94,9 +105,9 @@ pub(crate) unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, count: si
     unsafe { send_from(fd, buffer, count, flags, plain) }
 }
 
-/// recvfrom(2).
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn recvfrom(
+/// recvfrom(2), likewise.
+#[inline(never)]
+unsafe fn recvfrom_ours(
     fd: c_int,
     buffer: *mut c_void,
     count: size_t,
@@ -128,9 +139,9 @@ pub(crate) unsafe extern "C" fn recvfrom(
 /// No value that a receive leaves in `msg_flags`.
 const UNTOUCHED: c_int = -1;
 
-/// sendto(2): a stream socket takes no address, which is the kernel's to say.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn sendto(
+/// sendto(2), likewise: a stream socket takes no address, which is the kernel's to say.
+#[inline(never)]
+unsafe fn sendto_ours(
     fd: c_int,
     buffer: *const c_void,
     count: size_t,
@@ -149,8 +160,24 @@ pub(crate) unsafe extern "C" fn sendto(
 
 /// recvmsg(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps recvmsg(2)'s contract.
+    unsafe {
+        if !fd_table::is_ours(fd) && (ancillary::is_without_control(message) || init::active().is_none()) {
+            return next::recvmsg(fd, message, flags);
+        }
+        recvmsg_noted(fd, message, flags)
+    }
+}
+
+/// recvmsg(2) where it concerns us.
+///
+/// # Safety
+/// As recvmsg(2).
+#[inline(never)]
+unsafe fn recvmsg_noted(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: the caller's.
     let plain = || unsafe { next::recvmsg(fd, message, flags) };
     if fd_table::stream(fd).is_none() {
         let received = plain();
@@ -177,8 +204,24 @@ pub(crate) unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
 
 /// sendmsg(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps sendmsg(2)'s contract.
+    unsafe {
+        if !fd_table::is_ours(fd) && (ancillary::is_without_control(message) || init::active().is_none()) {
+            return next::sendmsg(fd, message, flags);
+        }
+        sendmsg_noted(fd, message, flags)
+    }
+}
+
+/// sendmsg(2) where it concerns us.
+///
+/// # Safety
+/// As sendmsg(2).
+#[inline(never)]
+unsafe fn sendmsg_noted(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: the caller's.
     let plain = || unsafe { next::sendmsg(fd, message, flags) };
     if init::active().is_some() {
         // SAFETY: as above.

@@ -60,14 +60,23 @@ fn poll_with(fds: &mut [pollfd], deadline: Deadline, mask: *const sigset_t) -> R
 
 /// poll(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
     // SAFETY: the caller keeps poll(2)'s contract.
-    let plain = || unsafe { next::poll(fds, count, timeout) };
-    if !fd_table::has_streams() {
-        return plain();
+    unsafe {
+        match fd_table::has_streams().then(|| naming_ours(fds, count)).flatten() {
+            Some(named) => poll_ours(named, timeout),
+            None => next::poll(fds, count, timeout),
+        }
     }
-    // SAFETY: as above.
-    unsafe { poll_anyhow(fds, count, || Deadline::from_ms(timeout), NO_MASK, plain) }
+}
+
+/// poll(2), where descriptors of ours are named.
+#[inline(never)]
+unsafe fn poll_ours(named: &mut [pollfd], timeout: c_int) -> c_int {
+    let (fds, count) = (named.as_mut_ptr(), named.len() as nfds_t);
+    // SAFETY: the caller keeps poll(2)'s contract.
+    unsafe { poll_anyhow(named, Deadline::from_ms(timeout), NO_MASK, || next::poll(fds, count, timeout)) }
 }
 
 /// A wait for a set: with its rings, or if none concerns it by the kernel's own call, `plain`. A connection may move into a ring during
@@ -75,19 +84,11 @@ pub(crate) unsafe extern "C" fn poll(fds: *mut pollfd, count: nfds_t, timeout: c
 ///
 /// # Safety
 /// As poll(2).
-unsafe fn poll_anyhow(
-    fds: *mut pollfd,
-    count: nfds_t,
-    deadline: impl FnOnce() -> Deadline,
-    mask: *const sigset_t,
-    plain: impl FnOnce() -> c_int,
-) -> c_int {
-    // SAFETY: the caller's.
-    let Some(named) = (unsafe { naming_ours(fds, count) }) else { return plain() };
-    let deadline = deadline();
+unsafe fn poll_anyhow(named: &mut [pollfd], deadline: Deadline, mask: *const sigset_t, plain: impl FnOnce() -> c_int) -> c_int {
     if polling::concerns_us(named) {
         return errno::int(poll_with(named, deadline, mask));
     }
+    let (fds, count) = (named.as_mut_ptr(), named.len() as nfds_t);
     let found = plain();
     // SAFETY: as above. The kernel has written to the array.
     match (found > 0).then(|| unsafe { naming_ours(fds, count) }).flatten().filter(|named| polling::concerns_us(named)) {
@@ -105,14 +106,28 @@ pub(crate) unsafe extern "C" fn __poll(fds: *mut pollfd, count: nfds_t, timeout:
 
 /// ppoll(2).
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn ppoll(fds: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int {
+    // SAFETY: the caller keeps ppoll(2)'s contract.
+    unsafe {
+        match fd_table::has_streams().then(|| naming_ours(fds, count)).flatten() {
+            Some(named) => ppoll_ours(named, timeout, mask),
+            None => next::ppoll(fds, count, timeout, mask),
+        }
+    }
+}
+
+/// ppoll(2), where descriptors of ours are named. A bad time is the kernel's to refuse.
+#[inline(never)]
+unsafe fn ppoll_ours(named: &mut [pollfd], timeout: *const timespec, mask: *const sigset_t) -> c_int {
+    let (fds, count) = (named.as_mut_ptr(), named.len() as nfds_t);
     // SAFETY: the caller keeps ppoll(2)'s contract.
     let plain = || unsafe { next::ppoll(fds, count, timeout, mask) };
     // SAFETY: as above.
-    match fd_table::has_streams().then(|| unsafe { deadline(timeout) }).flatten() {
+    match unsafe { deadline(timeout) } {
         // SAFETY: as above.
-        Some(deadline) => unsafe { poll_anyhow(fds, count, || deadline, mask, plain) },
-        None => plain(), // none of ours, or a bad time, which the kernel refuses
+        Some(deadline) => unsafe { poll_anyhow(named, deadline, mask, plain) },
+        None => plain(),
     }
 }
 
@@ -150,6 +165,7 @@ fn check_size(count: nfds_t, size: size_t) {
 ///
 /// # Safety
 /// As select(2).
+#[inline(never)]
 unsafe fn sets(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set) -> Option<Sets> {
     let count = usize::try_from(count).ok().filter(|count| *count <= DESCRIPTORS_MAX)?;
     let bytes = count.div_ceil(c_ulong::BITS as usize) * size_of::<c_ulong>();
@@ -162,6 +178,8 @@ unsafe fn sets(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut
     sets.concern_us().then_some(sets)
 }
 
+/// Not inlined: its arrays are pages of stack, which a call that is passed on must not touch.
+#[inline(never)]
 fn select_with(sets: Sets, deadline: Deadline, mask: *const sigset_t) -> Result<c_int> {
     let mut fds = [pollfd { fd: -1, events: 0, revents: 0 }; DESCRIPTORS_MAX];
     let used = sets.to_poll(&mut fds);
@@ -186,6 +204,7 @@ const HUNG_UP_MS: c_int = 10;
 
 /// select(2); like the kernel's, it leaves in `timeout` what is left of it.
 #[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn select(
     count: c_int,
     read: *mut fd_set,
@@ -193,28 +212,26 @@ pub(crate) unsafe extern "C" fn select(
     except: *mut fd_set,
     timeout: *mut timeval,
 ) -> c_int {
-    if !fd_table::has_streams() {
-        // SAFETY: the caller keeps select(2)'s contract.
-        return unsafe { next::select(count, read, write, except, timeout) };
+    // SAFETY: the caller keeps select(2)'s contract.
+    unsafe {
+        match fd_table::has_streams().then(|| sets(count, read, write, except)).flatten() {
+            Some(sets) => select_ours(&sets, timeout, |timeout| next::select(count, read, write, except, timeout)),
+            None => next::select(count, read, write, except, timeout),
+        }
     }
-    // SAFETY: as above.
-    unsafe { select_ours(count, read, write, except, timeout) }
 }
 
-/// select(2), where there are streams of ours.
+/// select(2), where streams of ours are named.
 ///
 /// # Safety
 /// As select(2).
 #[inline(never)]
-unsafe fn select_ours(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int {
+unsafe fn select_ours(sets: &Sets, timeout: *mut timeval, plain: impl FnOnce(*mut timeval) -> c_int) -> c_int {
     // SAFETY: the caller keeps select(2)'s contract.
     let timed = timeout.is_null() || user_memory::is_accessible(timeout.addr(), size_of::<timeval>(), Access::Write);
-    // SAFETY: as above.
-    let sets = unsafe { sets(count, read, write, except) };
-    let Some(sets) = sets.filter(|_| timed && timeout.is_aligned()) else {
-        // SAFETY: as above.
-        return unsafe { next::select(count, read, write, except, timeout) };
-    };
+    if !timed || !timeout.is_aligned() {
+        return plain(timeout);
+    }
     // SAFETY: null, or the caller's.
     let time = unsafe { timeout.as_mut() };
     let spec = time.as_ref().map(|time| {
@@ -225,7 +242,7 @@ unsafe fn select_ours(count: c_int, read: *mut fd_set, write: *mut fd_set, excep
     let Some(deadline) = Deadline::from_timespec(spec.as_ref()) else {
         return errno::int(Err(Errno(libc::EINVAL)));
     };
-    let result = select_with(sets, deadline, NO_MASK);
+    let result = select_with(*sets, deadline, NO_MASK);
     if let (Some(time), Some(left)) = (time, deadline.left()) {
         *time = timeval { tv_sec: left.tv_sec, tv_usec: left.tv_nsec / 1000 };
     }

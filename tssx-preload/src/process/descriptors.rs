@@ -144,9 +144,18 @@ pub(crate) fn close_ours(first: u32, last: u32) {
     });
 }
 
+/// dup(2) or F_DUPFD: by the system call itself, `direct`, if that is all that the next function in line does: there is something to do behind it,
+/// and a frame more costs what [`next::Next`] says.
+#[inline]
+pub(crate) fn duplicate(fd: c_int, direct: impl Fn() -> Result<c_int>, plain: impl Fn() -> c_int) -> c_int {
+    let copy = if next::is_dup_libcs() { errno::int(direct()) } else { plain() };
+    copied(fd, copy);
+    copy
+}
+
 /// After dup(2) or F_DUPFD.
 #[inline]
-pub(crate) fn copied(fd: c_int, copy: c_int) {
+fn copied(fd: c_int, copy: c_int) {
     if copy >= 0 && (fd_table::is_ours(fd) || fd_table::is_ours(copy)) {
         ours_copied(fd, copy);
     }
@@ -210,25 +219,44 @@ fn become_standard(fd: c_int) {
 }
 
 /// dup2(2) says EBUSY of a number that another thread is just getting: it may be for a mailbox of ours, of which the program knows nothing.
-fn patiently(replace: &impl Fn() -> c_int) -> Result<c_int> {
+#[inline]
+fn patiently(replace: &impl Fn() -> Result<c_int>) -> Result<c_int> {
+    match replace() {
+        Err(Errno(libc::EBUSY)) => until_free(replace),
+        result => result,
+    }
+}
+
+#[cold]
+fn until_free(replace: &impl Fn() -> Result<c_int>) -> Result<c_int> {
     /// More than an open takes by far.
     const TRIES: u32 = 10_000;
     for _ in 0..TRIES {
-        match errno::from_int(replace()) {
-            Err(Errno(libc::EBUSY)) => sys::yield_now(),
+        sys::yield_now();
+        match replace() {
+            Err(Errno(libc::EBUSY)) => {}
             result => return result,
         }
     }
-    errno::from_int(replace())
+    replace()
 }
 
-/// dup2 and dup3: `replace` is the real call.
-pub(crate) fn replace(fd: c_int, target: c_int, replace: impl Fn() -> c_int) -> Result<c_int> {
-    let replace = || patiently(&replace);
-    let involved = fd_table::get(fd).is_some() || fd_table::get(target).is_some();
+/// dup2 and dup3 with two different numbers: `plain` is the real call, `flags` what dup3 is to be told ([`duplicate`]).
+#[inline]
+pub(crate) fn replace(fd: c_int, target: c_int, flags: c_int, plain: impl Fn() -> c_int) -> c_int {
+    let replace = || if fd != target && next::is_dup_libcs() { sys::dup3(fd, target, flags) } else { errno::from_int(plain()) };
+    errno::int(if fd_table::is_ours(fd) || fd_table::is_ours(target) {
+        replace_ours(fd, target, || patiently(&replace))
+    } else {
+        patiently(&replace)
+    })
+}
+
+#[inline(never)]
+fn replace_ours(fd: c_int, target: c_int, replace: impl Fn() -> Result<c_int>) -> Result<c_int> {
     // A call that will fail must not close anything.
     let is_closed = || sys::fcntl(fd, libc::F_GETFD, 0) == Err(Errno(libc::EBADF));
-    if !involved || fd == target || target < 0 || is_closed() || lent(fd) {
+    if fd == target || target < 0 || is_closed() || lent(fd) {
         return replace();
     }
     postponed::settle();

@@ -33,9 +33,13 @@ impl Set {
         Self { words: set.cast() }
     }
 
-    fn has(self, fd: usize) -> bool {
+    fn word(self, index: usize) -> c_ulong {
         // SAFETY: the promise made to `new`.
-        !self.words.is_null() && unsafe { *self.words.add(fd / BITS) } & (1 << (fd % BITS)) != 0
+        if self.words.is_null() { 0 } else { unsafe { *self.words.add(index) } }
+    }
+
+    fn has(self, fd: usize) -> bool {
+        self.word(fd / BITS) & (1 << (fd % BITS)) != 0
     }
 
     fn put(self, fd: usize, on: bool) {
@@ -61,9 +65,15 @@ pub(crate) struct Sets {
 impl Sets {
     /// Whether any descriptor of the sets has a ring, or may get one while somebody waits: the kernel would have overwritten the sets by then.
     pub(crate) fn concern_us(self) -> bool {
-        (0..self.count).any(|fd| {
-            let number = c_int::try_from(fd).unwrap_or(-1);
-            self.events(fd) != 0 && (poll::look_at(number).is_some() || fd_table::stream(number).is_some())
+        let concerns = |fd: c_int| fd_table::is_ours(fd) && (poll::look_at(fd).is_some() || fd_table::stream(fd).is_some());
+        (0..self.count.div_ceil(BITS)).any(|index| {
+            let mut bits = self.read.word(index) | self.write.word(index) | self.except.word(index);
+            core::iter::from_fn(|| {
+                let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+                bits &= bits - 1;
+                Some(index * BITS + bit)
+            })
+            .any(|fd| fd < self.count && concerns(c_int::try_from(fd).unwrap_or(-1)))
         })
     }
 

@@ -36,6 +36,18 @@ pub(crate) unsafe fn note_arrived(message: *const msghdr) {
     unsafe { each_descriptor(message, descriptors::clear_stale) };
 }
 
+/// Whether a header has no control messages, and no room for any. Of one without memory nothing is said.
+///
+/// # Safety
+/// As sendmsg(2).
+#[inline]
+pub(crate) unsafe fn is_without_control(message: *const msghdr) -> bool {
+    message.is_aligned()
+        && user_memory::is_accessible(message.addr(), size_of::<msghdr>(), Access::Read)
+        // SAFETY: aligned, and there is memory.
+        && unsafe { (*message).msg_controllen == 0 }
+}
+
 /// Calls `visit` for each descriptor in the SCM_RIGHTS messages of a header, if there is memory where it points.
 ///
 /// # Safety

@@ -151,6 +151,7 @@ impl Scenario {
     fn measure(&self, plan: &Plan) -> Result<Vec<Comparison>> {
         match &self.kind {
             Kind::Own(workload) => workload.measure(&self.rows, plan),
+            Kind::Both(workload) => workload.measure_both(&self.rows, plan),
             Kind::Redis { clients } => servers::redis(&self.rows, *clients, plan),
             Kind::Pgbench { clients } => servers::pgbench(&self.rows, *clients, plan),
             Kind::Watched { closer } => tracer::watched(&self.rows, *closer, plan),

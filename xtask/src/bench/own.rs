@@ -6,7 +6,7 @@ use std::thread;
 use anyhow::{Result, ensure};
 
 use super::Plan;
-use crate::comparison::{Comparison, Row, measure};
+use crate::comparison::{Comparison, Row, measure, pairs};
 use crate::figures::Figures;
 use crate::measure::{Running, client, workload};
 
@@ -40,8 +40,6 @@ pub(super) struct Own {
     pub cold: bool,
     /// So many times as long as others.
     pub longer: u64,
-    /// So many times as many rounds as others.
-    pub more: usize,
 }
 
 impl Own {
@@ -57,14 +55,21 @@ impl Own {
             rate: 1,
             cold: false,
             longer: 1,
-            more: 1,
         }
     }
 
     /// Measures it.
     pub(super) fn measure(&self, rows: &[Row], plan: &Plan) -> Result<Vec<Comparison>> {
-        let rounds = if plan.quick { plan.rounds } else { plan.rounds * self.more };
-        measure(rows, rounds, |preloaded| self.round(plan, preloaded))
+        measure(rows, plan.rounds, |preloaded| self.round(plan, preloaded))
+    }
+
+    /// Measures a client that tells both sides by itself, in one preloaded process: first all plain figures, then all others.
+    pub(super) fn measure_both(&self, rows: &[Row], plan: &Plan) -> Result<Vec<Comparison>> {
+        pairs(rows, plan.rounds, || {
+            let mut plain = self.round(plan, true)?;
+            let preloaded = plain.split_off(plain.len() / 2);
+            Ok((plain, preloaded))
+        })
     }
 
     fn round(&self, plan: &Plan, preloaded: bool) -> Result<Vec<Figures>> {

@@ -18,6 +18,8 @@ pub(super) struct Scenario {
 pub(super) enum Kind {
     /// By a workload of ours.
     Own(Own),
+    /// By one of ours that tells plain and preloaded figures by itself.
+    Both(Own),
     /// By redis-benchmark's GET.
     Redis { clients: u32 },
     /// By pgbench's prepared SELECT.
@@ -141,9 +143,8 @@ fn paced(rate: u32) -> Scenario {
 
 fn calls() -> Scenario {
     let line = |(name, ..): &(&str, _, _)| row(format!("plain call: {name}"), "ns", Judged::Extra, Some((3.0, 1.0)));
-    // The difference is that of two processes, each of which has its own luck with addresses: more of them, not longer ones.
-    let own = Own { server: None, more: 3, ..Own::new("", "plain-calls") };
-    Scenario { rows: CALLS.iter().map(line).collect(), kind: Kind::Own(own) }
+    let own = Own { server: None, longer: 3, ..Own::new("", "plain-calls") };
+    Scenario { rows: CALLS.iter().map(line).collect(), kind: Kind::Both(own) }
 }
 
 fn idle(connections: usize) -> Scenario {

@@ -199,7 +199,8 @@ enum Socket {
 }
 
 fn sockets(own: &Path) -> Result<Vec<Socket>> {
-    let table = std::fs::read_to_string("/proc/net/unix")?;
+    let table = std::fs::read("/proc/net/unix")?;
+    let table = String::from_utf8_lossy(&table); // the names of others may hold any bytes
     let found = table.lines().filter_map(|line| {
         let mut words = line.split_whitespace().skip(6);
         let (inode, name) = (words.next()?.parse().ok()?, words.next()?);

@@ -6,12 +6,13 @@
 //! - [`events`]: echo over many connections with epoll, poll and select;
 //! - [`paced`]: a few messages a second, with sleep in between;
 //! - [`quiet`]: many connections on which nothing is said any more;
-//! - [`calls`]: calls on descriptors that the library has no business with;
+//! - [`calls`]: calls on descriptors that the library has no business with, by libc's functions ([`functions`]) and by the library's;
 //! - [`meter`]: how rates, latencies and CPU time are taken.
 
 mod blocking;
 pub(crate) mod calls;
 mod events;
+mod functions;
 mod meter;
 mod paced;
 mod quiet;
