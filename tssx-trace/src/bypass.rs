@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tssx_core::ledger::layout::SLOT_SELECTED;
 use tssx_core::ledger::view::SlotSnapshot;
 
@@ -33,7 +33,7 @@ struct Excess {
 }
 
 /// What one end moved past its library, over all connections with the same processes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Bypass {
     pub(crate) end: Side,
     /// Who did: processes that do not have the end's ledger, if there are any, else those that called.

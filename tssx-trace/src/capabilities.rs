@@ -1,7 +1,9 @@
 //! What the tracer can do on this machine: each capability predicted from what the machine says of itself, tried for real, and with
 //! the remedy where it is missing.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::inventory::Inventory;
 use crate::mode::{Mode, Wanted};
@@ -9,11 +11,11 @@ use crate::preflight;
 use crate::probe::{Probe, ProbeOptions};
 
 /// One thing that the tracer wants of the machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Capability {
     pub(crate) name: String,
     /// What it is for.
-    pub(crate) purpose: &'static str,
+    pub(crate) purpose: Cow<'static, str>,
     /// What version, BTF, configuration or privileges let expect, and why; `None` where nothing tells beforehand.
     pub(crate) predicted: Option<Finding>,
     /// What came of trying; `None` where there is nothing to try but to look, as for the prediction.
@@ -23,7 +25,7 @@ pub(crate) struct Capability {
 }
 
 /// Yes or no, and the words for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finding {
     pub(crate) works: bool,
     pub(crate) detail: String,
@@ -49,7 +51,7 @@ impl Capability {
     }
 
     fn new(name: &str, purpose: &'static str, predicted: Option<Finding>, tried: Option<Finding>, remedy: &str) -> Self {
-        let mut capability = Self { name: name.to_owned(), purpose, predicted, tried, remedy: None };
+        let mut capability = Self { name: name.to_owned(), purpose: purpose.into(), predicted, tried, remedy: None };
         if !capability.works() {
             capability.remedy = Some(remedy.to_owned());
         }

@@ -149,9 +149,13 @@ and the kernel programs must show that rings carried them.
 Examples:
   sudo tssx-trace doctor
   sudo tssx-trace doctor --json | jq '.checks[] | select(.outcome != \"ok\")'
+  tssx-trace doctor --from report.json
 
 Exit status, the first that applies: 6 the library is missing, does not fit or does not accelerate; 5 only snapshots work, or nothing; 0 else.")]
 pub(crate) struct DoctorArgs {
+    /// Print this report of `doctor --json` again, perhaps of another machine, instead of looking; needs no privilege
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
@@ -386,6 +390,7 @@ Examples:
   sudo tssx-trace verify --min-hit-rate 99% /run/redis.sock
   sudo tssx-trace verify --duration 30s --json
   sudo tssx-trace verify --before plain.json --predict /run/redis.sock
+  sudo tssx-trace verify --json > report.json; tssx-trace verify --from report.json --min-hit-rate 99%
   sudo tssx-trace verify --expect /run/redis.sock --min-hit-rate 99% > /dev/null || alert
 
 Exit status, the first that applies: 6 a socket of --expect has no accelerated connection; 4 a hit rate is below the minimum;
@@ -393,6 +398,9 @@ Exit status, the first that applies: 6 a socket of --expect has no accelerated c
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) window: WindowArgs,
+    /// Print and judge this report of `verify --json` instead of watching; needs no privilege. Its own minimum holds unless another is given
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "mode", "max_sockets", "ring_bytes", "kernel_log", "before", "predict", "calibration", "connections"])]
+    pub(crate) from: Option<PathBuf>,
     /// Exit with status 4 if a socket's hit rate is lower: 0.99 or 99%
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) min_hit_rate: Option<f64>,

@@ -5,7 +5,9 @@
 
 mod waits;
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::calibration::{Calibration, Cost, Point, Shape, Spread};
 use crate::inventory::Kind;
@@ -44,7 +46,7 @@ pub(crate) struct Seen {
 }
 
 /// What to expect. Each range is of all connections of the socket together.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Gain {
     /// Time that calls and waits take less, seconds for each second; negative where rings cost more.
     pub(crate) saved_per_second: Spread,
@@ -289,12 +291,12 @@ fn short_signed(value: f64) -> String {
 }
 
 /// What a calibration says of one socket.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Prediction {
     /// `None`: see `reason`.
     pub(crate) predicted: Option<Gain>,
     /// Why nothing can be predicted.
-    pub(crate) reason: Option<&'static str>,
+    pub(crate) reason: Option<Cow<'static, str>>,
 }
 
 impl Prediction {
@@ -303,14 +305,14 @@ impl Prediction {
         let stream = if service.kind == Kind::Stream { Ok(()) } else { Err("it is no stream socket") };
         match stream.and_then(|()| Seen::of(recording, service)).map(|seen| predict(calibration, &seen)) {
             Ok(Some(gain)) => Self { predicted: Some(gain), reason: None },
-            Ok(None) => Self { predicted: None, reason: Some(INCOMPLETE) },
-            Err(reason) => Self { predicted: None, reason: Some(reason) },
+            Ok(None) => Self { predicted: None, reason: Some(INCOMPLETE.into()) },
+            Err(reason) => Self { predicted: None, reason: Some(reason.into()) },
         }
     }
 
     /// One line for people.
     fn line(&self) -> String {
-        match (&self.predicted, self.reason) {
+        match (&self.predicted, self.reason.as_deref()) {
             (Some(gain), _) => gain.line(),
             (None, reason) => format!("no prediction: {}", reason.unwrap_or("unknown")),
         }
@@ -331,7 +333,7 @@ pub(crate) fn comments<'a>(
 }
 
 /// What was predicted beside what came of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Comparison {
     /// The socket, as text.
     pub(crate) display: String,

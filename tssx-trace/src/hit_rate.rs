@@ -23,7 +23,7 @@ use crate::recording::ProcessRecord;
 use crate::watch::Observation;
 
 /// One socket name's hit rate over the window.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SocketReport {
     pub(crate) name: SocketName,
     /// The name as text, for people.
@@ -62,14 +62,14 @@ pub(crate) struct SocketReport {
     /// Ends that moved bytes past their library.
     pub(crate) bypassed: Vec<Bypass>,
     /// Each selected connection; only with `--connections`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) connections: Vec<ConnectionReport>,
     /// Closed connections of which one end read more from the ring than the other wrote: a ledger lies or is broken.
     pub(crate) disagreements: u64,
 }
 
 /// One selected connection.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ConnectionReport {
     pub(crate) accelerated: bool,
     pub(crate) server: EndReport,
@@ -77,7 +77,7 @@ pub(crate) struct ConnectionReport {
 }
 
 /// One end of it over the window; program bytes and calls only.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EndReport {
     /// `SO_COOKIE` of the socket; 0 if it was never seen.
     pub(crate) cookie: u64,

@@ -10,6 +10,7 @@
 //! the recording alone: [`advice`] judges each socket, and a [`proposal`] is what is selected of them, in each format;
 //! an [`explanation`] shows one socket's two ends side by side. [`calibration`] is what
 //! `bench` measures, and [`gain`] what a recording comes to by it; [`export`] keeps what a window without end sees as metrics; the [`selftest`] is `doctor`'s proof that the library works here.
+//! What `verify` and `doctor` found is a document too ([`verification`], [`diagnosis`]), which can be [`kept`] and printed again.
 //!
 //! Architecture invariant: only `probe`, `preflight` and `capabilities` know aya, only `ledgers` maps foreign memory, only
 //! `commands` prints results.
@@ -22,6 +23,7 @@ mod cli;
 mod commands;
 mod container;
 mod cost;
+mod diagnosis;
 mod env_file;
 mod evidence;
 mod explanation;
@@ -33,6 +35,7 @@ mod hit_rate;
 mod identity;
 mod inventory;
 mod join;
+mod kept;
 mod kernel_types;
 mod ledger_scan;
 mod ledgers;
@@ -57,8 +60,11 @@ mod report;
 mod screen;
 mod selftest;
 mod shape;
+#[cfg(test)]
+mod snapshots;
 mod top;
 mod unix_diag;
+mod verification;
 mod watch;
 
 use std::process::ExitCode;

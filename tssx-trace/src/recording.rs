@@ -3,8 +3,8 @@
 //! It is written to a new file beside its final place and renamed over it, so that a reader sees the old one or the
 //! new one, and a link that somebody planted is replaced, never followed.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{Read, Write};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,8 @@ use crate::cost::Cost;
 use crate::evidence::Evidence;
 use crate::facts::ProgramRecord;
 use crate::hit_rate::ReasonCount;
-use crate::inventory::Kind;
+use crate::inventory;
+use crate::kept::Kind;
 use crate::losses::Losses;
 use crate::mode::Mode;
 use crate::names::SocketName;
@@ -25,14 +26,16 @@ use crate::probe::Refusal;
 
 /// Where `discover` leaves its recording and `suggest` looks for it. `/run` belongs to root: nobody can plant a link.
 pub(crate) const DEFAULT_PATH: &str = "/run/tssx/discover.json";
-/// What the file says it is.
-const FORMAT: &str = "tssx-trace discover";
 /// The same for a report, which is a recording with something left out and in another order.
 const REPORT_FORMAT: &str = "tssx-trace discover report";
-/// Version of the layout; raised when a field changes its meaning or goes.
-const VERSION: u32 = 3;
-/// A larger file is no recording.
-const MAX_BYTES: u64 = 256 << 20;
+/// What the file says it is; the version is raised when a field changes its meaning or goes.
+const KIND: Kind = Kind {
+    noun: "recording",
+    format: "tssx-trace discover",
+    version: 3,
+    missing: "run `sudo tssx-trace discover` first, or name one with --from",
+    unreadable: "record again with `sudo tssx-trace discover`",
+};
 
 /// One window of `discover`: everything that a report needs, so that a replay prints what the live run printed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,9 +53,9 @@ pub(crate) struct Recording {
 /// What holds for the window as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Head {
-    /// [`FORMAT`], or [`REPORT_FORMAT`].
+    /// That of [`KIND`], or [`REPORT_FORMAT`].
     format: String,
-    /// Always [`VERSION`].
+    /// That of [`KIND`].
     version: u32,
     /// When the window ended, milliseconds since 1970.
     pub(crate) recorded_unix_ms: u64,
@@ -104,7 +107,7 @@ pub(crate) struct ServiceRecord {
     pub(crate) network: Option<u64>,
     /// The socket file of a path, where it is known.
     pub(crate) file: Option<FileRecord>,
-    pub(crate) kind: Kind,
+    pub(crate) kind: inventory::Kind,
     pub(crate) servers: Vec<ProcessRecord>,
     pub(crate) clients: Vec<ProcessRecord>,
     /// Of these, the numbers of those that moved bytes.
@@ -207,8 +210,8 @@ impl Recording {
     pub(crate) fn new(window_ms: u64, losses: Losses, max_sockets: u32) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let head = Head {
-            format: FORMAT.into(),
-            version: VERSION,
+            format: KIND.format.into(),
+            version: KIND.version,
             recorded_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             mode: String::from(Mode::TpBtf.name()),
@@ -245,33 +248,9 @@ impl Recording {
     /// Reads a recording.
     ///
     /// # Errors
-    /// One that names the file and what to do: none there, not a recording, or of another version.
+    /// As [`Kind::load`].
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        let shown = path.display();
-        let file = File::open(path)
-            .with_context(|| format!("no recording at {shown}: run `sudo tssx-trace discover` first, or name one with --from"))?;
-        let mut text = String::new();
-        file.take(MAX_BYTES).read_to_string(&mut text).with_context(|| format!("cannot read the recording {shown}"))?;
-        Self::parse(&text).with_context(|| {
-            format!("{shown} is not a recording that this release reads: record again with `sudo tssx-trace discover`")
-        })
-    }
-
-    fn parse(text: &str) -> anyhow::Result<Self> {
-        /// What every version has.
-        #[derive(Deserialize)]
-        struct Head {
-            format: String,
-            version: u32,
-        }
-        let head: Head = serde_json::from_str(text)?;
-        if head.format != FORMAT {
-            bail!("its format is `{}`", head.format.escape_default());
-        }
-        if head.version != VERSION {
-            bail!("its version is {}, this release reads {VERSION}", head.version);
-        }
-        Ok(serde_json::from_str(text)?)
+        KIND.load(path)
     }
 
     /// Writes the recording to `path`, or to [`DEFAULT_PATH`]; gives the path back.
@@ -363,7 +342,7 @@ mod tests {
             assert!(figure.is_null(), "{text}");
         }
         assert_eq!(service["connections"].as_u64(), Some(1), "{text}");
-        assert_eq!(Recording::parse(&text).expect("it reads back").services, recording.services);
+        assert_eq!(KIND.parse::<Recording>(&text).expect("it reads back").services, recording.services);
     }
 
     #[test]
@@ -381,7 +360,7 @@ mod tests {
     #[test]
     fn no_bytes_make_it_panic_or_go_on_for_ever() {
         crate::mutations::each(sample().to_json().expect("text").as_bytes(), 20_000, |bytes| {
-            if let Ok(recording) = Recording::parse(&String::from_utf8_lossy(bytes)) {
+            if let Ok(recording) = KIND.parse::<Recording>(&String::from_utf8_lossy(bytes)) {
                 recording.to_json().expect("what was read can be written");
             }
         });
@@ -391,12 +370,12 @@ mod tests {
     fn other_versions_and_other_files_are_refused_by_name() {
         let text = sample().to_json().expect("text");
         for other in [2, 99] {
-            let other = text.replace(&format!("\"version\": {VERSION}"), &format!("\"version\": {other}"));
-            let error = format!("{:#}", Recording::parse(&other).expect_err("refused"));
-            assert!(error.contains("its version is") && error.contains(&format!("this release reads {VERSION}")), "{error}");
+            let other = text.replace(&format!("\"version\": {}", KIND.version), &format!("\"version\": {other}"));
+            let error = format!("{:#}", KIND.parse::<Recording>(&other).expect_err("refused"));
+            assert!(error.contains("its version is") && error.contains(&format!("this release reads {}", KIND.version)), "{error}");
         }
-        assert!(Recording::parse("{}").is_err());
-        assert!(Recording::parse("not json").is_err());
+        assert!(KIND.parse::<Recording>("{}").is_err());
+        assert!(KIND.parse::<Recording>("not json").is_err());
         let missing = Recording::load(Path::new("/nonexistent/recording")).expect_err("refused");
         assert!(format!("{missing:#}").contains("tssx-trace discover"));
     }

@@ -56,10 +56,10 @@ impl Screen {
         let (text, hidden) = fitting.unwrap_or_else(|| (columns.shortened(width, all, rows.to_vec()), all));
         let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
         let names: Vec<_> = hidden.iter().filter_map(|column| columns.header.get(*column).copied()).collect();
-        let left_out = if names.is_empty() {
-            String::new()
-        } else {
-            clip(&format!("(no room for {})", names.join(", ")), width).to_owned() + "\n"
+        let left_out = match format!("(no room for {})", names.join(", ")) {
+            _ if names.is_empty() => String::new(),
+            text if text.width() > width => format!("{}…\n", clip(&text, width.saturating_sub(1))),
+            text => text + "\n",
         };
         format!("{}\n{rest}{left_out}", self.bold(first))
     }

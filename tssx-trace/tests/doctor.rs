@@ -83,6 +83,12 @@ fn a_good_library_accelerates_the_self_test_by_two_sources() {
     let text = Command::new(TRACER).arg("doctor").output().expect("it starts");
     let text = String::from_utf8(text.stdout).expect("UTF-8");
     assert!(CHECKS.iter().all(|name| text.contains(&format!("ok: {name}: "))), "{text}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("report.json");
+    std::fs::write(&kept, Command::new(TRACER).args(["doctor", "--json"]).output().expect("it starts").stdout).expect("written");
+    let again = Command::new(TRACER).args(["doctor", "--json", "--from"]).arg(&kept).output().expect("it starts");
+    assert_eq!(again.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&again.stdout), std::fs::read_to_string(&kept).expect("kept"));
 }
 
 #[test]

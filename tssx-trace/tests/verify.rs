@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::schema::{Schema, Used};
-use common::{Guarded, client, exchange, server, stop, tracer};
+use common::{Guarded, TRACER, client, exchange, server, stop, tracer};
 use serde_json::Value;
 
 /// Requests and bytes of each of the measured exchange; every request is answered with as many bytes.
@@ -68,6 +68,9 @@ impl Place {
         let text = std::fs::read_to_string(self.directory.path().join("report")).expect("a report");
         let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}; {errors}"));
         Schema::of_verify().check("report", &report, &mut Used::new()).expect("as the schema says");
+        let mut replay = Command::new(TRACER);
+        let again = replay.args(["verify", "--json", "--from"]).arg(self.directory.path().join("report")).output();
+        assert_eq!(String::from_utf8_lossy(&again.expect("it starts").stdout), text, "what was kept is printed again");
         (code, report["sockets"][0].clone(), errors)
     }
 }

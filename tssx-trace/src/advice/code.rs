@@ -2,6 +2,7 @@
 //!
 //! The names are part of every JSON that the tracer writes: they are only ever added.
 
+use serde::de::{Deserialize, Deserializer, Error};
 use serde::{Serialize, Serializer};
 
 /// One reason.
@@ -43,7 +44,7 @@ pub(crate) enum Code {
 }
 
 /// What a reason does to the verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Weight {
     /// Nothing; it is good to know.
@@ -54,7 +55,6 @@ pub(crate) enum Weight {
     Block,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the code is where its row is, which the test checks"))]
 struct Row(Code, &'static str, Weight, &'static str, &'static str);
 
 use Weight::{Block, Doubt, Note};
@@ -269,6 +269,14 @@ impl Code {
 impl Serialize for Code {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Code {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let row = TABLE.iter().find(|row| row.1 == name);
+        row.map(|row| row.0).ok_or_else(|| D::Error::custom(format!("`{}` is no reason of this release", name.escape_default())))
     }
 }
 

@@ -7,6 +7,8 @@ mod code;
 mod ends;
 mod judge;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 pub(crate) use code::{Code, Weight};
@@ -60,7 +62,7 @@ impl Level {
 }
 
 /// One reason as it was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finding {
     pub(crate) code: Code,
     pub(crate) weight: Weight,
@@ -70,8 +72,8 @@ pub(crate) struct Finding {
     pub(crate) processes: Vec<u32>,
     /// What was seen.
     pub(crate) evidence: String,
-    pub(crate) explanation: &'static str,
-    pub(crate) remedy: &'static str,
+    pub(crate) explanation: Cow<'static, str>,
+    pub(crate) remedy: Cow<'static, str>,
 }
 
 impl Finding {
@@ -83,8 +85,8 @@ impl Finding {
             end: None,
             processes: Vec::new(),
             evidence: evidence.into(),
-            explanation: code.explanation(),
-            remedy: code.remedy(),
+            explanation: code.explanation().into(),
+            remedy: code.remedy().into(),
         }
     }
 

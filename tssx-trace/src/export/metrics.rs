@@ -198,6 +198,44 @@ fn own(tally: &Tally) -> Vec<Family> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cost::Cost;
+    use crate::export::tally::{EndKey, KernelKey};
+    use crate::losses::Losses;
+    use crate::mode::Mode;
+
+    /// A redis in rings, its other client without the library, a socket without a name, and everything lost once.
+    fn tally() -> Tally {
+        let mut tally = Tally::new(1);
+        let kernel = |socket: &str, kind, selected| KernelKey { socket: socket.into(), kind, selected };
+        for (key, calls, bytes, open) in [
+            (kernel("/run/redis \"a\".sock", "stream", true), 812, 812, 2),
+            (kernel("/run/redis \"a\".sock", "stream", false), 5000, 320_000, 1),
+            (kernel("(unnamed)", "datagram", false), 3, 90, 0),
+        ] {
+            tally.kernel.insert(key.clone(), Sent { calls, bytes });
+            tally.open.insert(key, open);
+        }
+        let sent = |calls, bytes| Sent { calls, bytes };
+        let reasons = [(String::from("peer-not-ready"), 1)].into_iter().collect();
+        let (ring, none) = (sent(90_000, 5_760_000), Sent::default());
+        let counts = Ends { sleeps: 7, spin_hits: 89_000, ring_full: 2, selected: 3, accelerated: 2, ..Ends::default() };
+        let server = Ends { ring, kernel: sent(8, 512), doorbells: sent(400, 400), reasons, ..counts.clone() };
+        let client = Ends { ring, kernel: none, doorbells: sent(412, 412), ..counts };
+        for (end, ends) in [("server", server), ("client", client)] {
+            tally.ends.insert(EndKey { socket: "/run/redis \"a\".sock".into(), end }, ends);
+        }
+        let calls = Losses { map_full_calls: 1, map_full_bytes: 2, no_memory_calls: 3, no_memory_bytes: 4, ..Losses::default() };
+        tally.losses = Losses { unreadable_calls: 5, missed_events: 6, uncounted_connections: 7, untold_sockets: 8, ..calls };
+        tally.ledgers = (2, 1);
+        tally.cost = Cost { own_cpu_ms: Some(1234.5), map_bytes: Some(6_181_880), ..Cost::default() };
+        tally.mode = Some(Mode::TpBtf);
+        tally
+    }
+
+    #[test]
+    fn the_metrics_are_as_they_are_kept() {
+        crate::snapshots::hold(&[("export", text(&tally()).expect("text"))]);
+    }
 
     #[test]
     fn what_was_not_measured_is_absent() {

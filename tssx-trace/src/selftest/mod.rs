@@ -4,11 +4,12 @@
 mod child;
 pub(crate) mod end;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tssx_core::reason::Reason;
 
 use self::child::Child;
@@ -29,7 +30,7 @@ const SHARE: u64 = 100;
 const MAX_SOCKETS: u32 = 16_384;
 
 /// What came of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
     Ok,
@@ -50,14 +51,14 @@ impl Outcome {
 }
 
 /// One check of the library.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Check {
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) outcome: Outcome,
     /// What was seen, or why it failed or could not be made.
     pub(crate) detail: String,
     /// What to do; `None` where it is ok.
-    pub(crate) remedy: Option<&'static str>,
+    pub(crate) remedy: Option<Cow<'static, str>>,
 }
 
 const FOUND: &str = "library found";
@@ -77,13 +78,16 @@ const REMEDY_EARLIER: &str = "see the check before it";
 impl Check {
     fn of(name: &'static str, outcome: anyhow::Result<String>, remedy: &'static str) -> Self {
         match outcome {
-            Ok(detail) => Self { name, outcome: Outcome::Ok, detail, remedy: None },
-            Err(error) => Self { name, outcome: Outcome::Failed, detail: format!("{error:#}"), remedy: Some(remedy) },
+            Ok(detail) => Self { name: name.into(), outcome: Outcome::Ok, detail, remedy: None },
+            Err(error) => {
+                let detail = format!("{error:#}");
+                Self { name: name.into(), outcome: Outcome::Failed, detail, remedy: Some(remedy.into()) }
+            }
         }
     }
 
     fn impossible(name: &'static str, why: impl Into<String>, remedy: &'static str) -> Self {
-        Self { name, outcome: Outcome::NotPossible, detail: why.into(), remedy: Some(remedy) }
+        Self { name: name.into(), outcome: Outcome::NotPossible, detail: why.into(), remedy: Some(remedy.into()) }
     }
 }
 

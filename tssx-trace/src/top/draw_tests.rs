@@ -241,3 +241,9 @@ fn colours_are_where_they_may_be_and_nowhere_else() {
     assert_eq!(colors(false), 0);
     assert!(colors(true) > 0);
 }
+
+#[test]
+fn screens_of_the_usual_sizes_are_as_they_are_kept() {
+    let shown = |size| screen(&model(), size).join("\n") + "\n";
+    crate::snapshots::hold(&[("top-80x24", shown((80, 24))), ("top-120x40", shown((120, 40)))]);
+}
