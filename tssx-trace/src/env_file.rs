@@ -2,9 +2,11 @@
 //!
 //! Between double quotes both give a backslash before `"`, `\`, `` ` `` and `$` the same meaning and leave every other
 //! character alone (POSIX shell 2.2.3; systemd.exec(5), whose parser expands neither `$` nor `%`). So four characters are
-//! escaped, and what systemd refuses anyhow, control characters, is refused here.
+//! escaped, and control characters are refused here, and what systemd refuses with the whole file: code points that are no characters.
 
 use anyhow::bail;
+
+use crate::names::is_noncharacter;
 
 /// Characters that a backslash precedes between double quotes.
 const ESCAPED: [char; 4] = ['"', '\\', '`', '$'];
@@ -12,10 +14,10 @@ const ESCAPED: [char; 4] = ['"', '\\', '`', '$'];
 /// One line of the file, without its newline.
 ///
 /// # Errors
-/// Where the value has a control character.
+/// Where the value has a control character, or a code point that is none.
 pub(crate) fn line(key: &str, value: &str) -> anyhow::Result<String> {
-    if value.chars().any(char::is_control) {
-        bail!("the value of {key} has a control character, which cannot stand in an environment file");
+    if value.chars().any(|code| code.is_control() || is_noncharacter(code)) {
+        bail!("the value of {key} has a control character or what is no character, which cannot stand in an environment file");
     }
     let mut line = format!("{key}=\"");
     for character in value.chars() {
@@ -115,6 +117,7 @@ mod tests {
     fn what_no_parser_would_take_is_refused() {
         assert!(line("K", "a\nb").is_err());
         assert!(line("K", "a\u{1b}b").is_err());
+        assert!(line("K", "a\u{1fffe}b").is_err());
         for wrong in ["K=\"$HOME\"", "export K=\"x\"", "K=x", "K=\"x\\\"", "=\"x\"", "garbage"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -20,6 +20,9 @@ pub(crate) enum SpellError {
     /// systemd takes only UTF-8 in environment files.
     #[error("the name is not valid UTF-8, which systemd refuses in an EnvironmentFile")]
     NotUtf8,
+    /// Of a file with one of these, systemd takes nothing at all.
+    #[error("the name has a code point that Unicode says is no character, which systemd refuses in an EnvironmentFile")]
+    NoCharacter,
     /// Neither parser takes control characters.
     #[error("the name has a control character, which cannot stand in an environment file")]
     Control,
@@ -60,6 +63,9 @@ impl SocketName {
         if text.chars().any(char::is_control) {
             return Err(SpellError::Control);
         }
+        if text.chars().any(is_noncharacter) {
+            return Err(SpellError::NoCharacter);
+        }
         let mut word = match self {
             Self::Path(path) if path.first() != Some(&b'/') => return Err(SpellError::Relative),
             Self::Path(_) => String::new(),
@@ -86,6 +92,11 @@ impl fmt::Display for SocketName {
         }
         f.write_str(&escape(self.bytes()))
     }
+}
+
+/// Whether Unicode says that this code point never is a character (chapter 23.7); it can stand in UTF-8.
+pub(crate) fn is_noncharacter(code: char) -> bool {
+    matches!(code, '\u{fdd0}'..='\u{fdef}') || u32::from(code) & 0xfffe == 0xfffe
 }
 
 /// Bytes as text: printable characters as they are, `\\` for a backslash, `\xNN` for any other byte.

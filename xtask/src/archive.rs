@@ -58,6 +58,20 @@ impl Apt {
         &self.releases
     }
 
+    /// Names of the packages to fetch for these: themselves, installed or not, and the dependencies that this machine lacks, less those
+    /// that begin as one of `unused`.
+    ///
+    /// # Errors
+    /// The archive lacks one.
+    pub(crate) fn missing(&self, packages: &[&str], unused: &[&str]) -> Result<Vec<String>> {
+        let mut command = self.get();
+        command.args(["--simulate", "--reinstall", "--no-install-recommends", "install"]).args(packages);
+        let plan = run::capture_success(&mut command, DOWNLOAD_DEADLINE)?.stdout;
+        let lines = plan.lines().filter_map(|line| line.strip_prefix("Inst "));
+        let names = lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
+        Ok(names.filter(|name| !unused.iter().any(|unused| name.starts_with(unused))).collect())
+    }
+
     /// `apt-get` that writes nothing of the machine's.
     pub(crate) fn get(&self) -> Command {
         self.command("apt-get")

@@ -26,6 +26,7 @@ mod recipes;
 mod run;
 mod servers;
 mod setup;
+mod systemd;
 mod test;
 mod tidy;
 mod toolchain;
@@ -124,7 +125,7 @@ fn main() -> ExitCode {
 
 fn dispatch() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Setup => setup::setup().and_then(|()| servers::fetch()).and_then(|_| vm::fetch()),
+        Command::Setup => setup::setup().and_then(|()| servers::fetch()).and_then(|_| systemd::fetch()).and_then(|_| vm::fetch()),
         Command::Build => build::build().map(|artefacts| println!("{artefacts}")),
         Command::Check => check::check(),
         Command::Test => test::test(),

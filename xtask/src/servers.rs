@@ -68,7 +68,7 @@ pub(crate) fn fetch() -> Result<PathBuf> {
 
 fn fill(place: &Path) -> Result<()> {
     let parts = Parts::new(&place.join("apt"))?;
-    let names = parts.needed()?;
+    let names = parts.apt.missing(&PACKAGES, &UNUSED)?;
     let postgres = find(&names, "postgresql-", |rest| rest.bytes().all(|byte| byte.is_ascii_digit()))?;
     let version = parts.source(&postgres)?;
     parts.packages(&names, &postgres, &version)?;
@@ -104,16 +104,6 @@ impl Parts {
             fs::create_dir_all(folder)?;
         }
         Ok(Self { apt: Apt::new(place, None)?, packages, sources })
-    }
-
-    /// Names of the packages to fetch: those wanted, installed or not, and the dependencies that this machine lacks.
-    fn needed(&self) -> Result<Vec<String>> {
-        let mut command = self.apt.get();
-        command.args(["--simulate", "--reinstall", "--no-install-recommends", "install"]).args(PACKAGES);
-        let plan = run::capture_success(&mut command, DOWNLOAD_DEADLINE)?.stdout;
-        let lines = plan.lines().filter_map(|line| line.strip_prefix("Inst "));
-        let names = lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
-        Ok(names.filter(|name| !UNUSED.iter().any(|unused| name.starts_with(unused))).collect())
     }
 
     /// Fetches the newest source package that the archive really has, and returns its version.

@@ -2,12 +2,12 @@
 //!
 //! Each check is one test; cargo's own tests are counted by the harness' closing lines. A command that fails without
 //! saying which test failed counts as one failure, and a suite that ran no test at all as one too. The behaviour tests
-//! are told by `TSSX_PRELOAD` and `TSSX_TRACE` what to test, and by `TSSX_SERVERS` where the servers are; what needs root is skipped
+//! are told by `TSSX_PRELOAD` and `TSSX_TRACE` what to test, by `TSSX_SERVERS` where the servers are, and by `TSSX_SYSTEMD` where systemd is; what needs root is skipped
 //! loudly without it, and with `CI=true` a skipped test is a failure.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::build::Artefacts;
 use crate::census::Census;
 #[cfg(target_arch = "x86_64")]
 use crate::faults;
-use crate::{build, check, hostile, package, paths, recipes, run, servers, setup, vm};
+use crate::{build, check, hostile, package, paths, recipes, run, servers, setup, systemd, vm};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -105,13 +105,19 @@ const SUITES: [Suite; 6] = [
     },
 ];
 
+/// Programs of others that tests use: the folders below which they are.
+struct Others {
+    servers: PathBuf,
+    systemd: PathBuf,
+}
+
 /// Runs everything.
 ///
 /// # Errors
 /// When anything failed, or with `CI=true` was skipped.
 pub(crate) fn test() -> Result<()> {
     setup::setup()?;
-    let servers = servers::fetch()?;
+    let others = Others { servers: servers::fetch()?, systemd: systemd::fetch()? };
     let artefacts = build::build()?;
     let mut total = Tally::default();
     let mut failures = Vec::new();
@@ -131,7 +137,7 @@ pub(crate) fn test() -> Result<()> {
     let scratch = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
     for suite in &SUITES {
         println!("== tests: {}", suite.name);
-        let (tally, account) = suite.run(&artefacts, &servers, scratch.path());
+        let (tally, account) = suite.run(&artefacts, &others, scratch.path());
         if tally.failed > 0 {
             failures.push(format!("tests: {}\n{account}", suite.name));
         }
@@ -152,7 +158,7 @@ pub(crate) fn test() -> Result<()> {
     }
     hostile_peer(&mut total, &mut failures);
     failing_calls(&artefacts, &mut total, &mut failures);
-    real_servers(&artefacts, &servers, &mut total, &mut failures);
+    real_servers(&artefacts, &others.servers, &mut total, &mut failures);
     packaged(&artefacts, &mut total, &mut failures);
     println!("== nothing is left behind");
     match left_behind(&before, scratch.path()).as_slice() {
@@ -259,7 +265,7 @@ fn real_servers(artefacts: &Artefacts, servers: &Path, total: &mut Tally, failur
 
 impl Suite {
     /// How many of its tests ended how, and what it says of those that failed.
-    fn run(&self, artefacts: &Artefacts, servers: &Path, scratch: &Path) -> (Tally, String) {
+    fn run(&self, artefacts: &Artefacts, others: &Others, scratch: &Path) -> (Tally, String) {
         if self.needs_root && !geteuid().is_root() {
             println!("SKIPPED: {}: loading kernel programs needs root; run `sudo -E cargo xtask test`", self.name);
             return (Tally { skipped: 1, ..Tally::default() }, String::new());
@@ -270,7 +276,7 @@ impl Suite {
         if self.modelled {
             cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
         }
-        cargo.env("TMPDIR", scratch).env("TSSX_SERVERS", servers);
+        cargo.env("TMPDIR", scratch).env("TSSX_SERVERS", &others.servers).env("TSSX_SYSTEMD", &others.systemd);
         match run::tee(&mut cargo, SUITE_DEADLINE) {
             Ok(output) => {
                 let mut tally = Tally::of_harness(&output.stdout);
