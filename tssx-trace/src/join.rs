@@ -199,7 +199,7 @@ pub(crate) struct Listener {
     pub(crate) waiting: Option<u64>,
 }
 
-/// Every connection that existed within the window.
+/// Every connection that existed within the window, but the tracer's own pairs.
 pub(crate) fn connections(seen: &Observation) -> Vec<Connection> {
     let mut ends = ends(seen);
     let peers = peers(seen);
@@ -212,10 +212,18 @@ pub(crate) fn connections(seen: &Observation) -> Vec<Connection> {
         // A peer that made no call and that no list showed is known by its cookie only.
         let nameless = |peer: &u64| End { cookie: *peer, ..End::default() };
         let other = peers.get(&cookie).map(|peer| ends.remove(peer).unwrap_or_else(|| nameless(peer)));
-        let other = other.unwrap_or_default();
-        found.push(pair(seen, &listening, one, other));
+        let connection = pair(seen, &listening, one, other.unwrap_or_default());
+        if !is_own(&connection) {
+            found.push(connection);
+        }
     }
     found
+}
+
+/// Whether it is a pair by which the tracer wakes itself: no program that is watched has it.
+fn is_own(connection: &Connection) -> bool {
+    let mut pids = connection.ends().into_iter().flat_map(|end| &end.pids).peekable();
+    connection.name.is_none() && pids.peek().is_some() && pids.all(|pid| *pid == std::process::id())
 }
 
 /// Every listening socket.

@@ -117,6 +117,9 @@ pub(crate) struct ServiceRecord {
     pub(crate) connections: u64,
     /// Connections that waited to be accepted when the window ended; `None` if nobody listened then.
     pub(crate) waiting: Option<u64>,
+    /// Of the connections, how many were open when the window ended; `None` if no list of sockets tells of each.
+    #[serde(default)]
+    pub(crate) open: Option<u64>,
     /// Of the connections, how many a library had selected, and how many had moved bytes through a ring.
     pub(crate) selected: u64,
     pub(crate) accelerated: u64,

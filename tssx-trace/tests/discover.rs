@@ -40,9 +40,14 @@ fn check_exact(socket: &str, directory: &Path) {
     let recording_text = recording.to_str().expect("UTF-8");
     let tracer = tracer(&["discover", "--record", recording_text], &directory.join("table"));
     exchange(&mut client, COUNT, SIZE);
+    let own = tracer.pid();
     let (code, errors) = stop(tracer);
     assert_eq!(code, Some(0), "{errors}");
 
+    let all: Value = serde_json::from_slice(&std::fs::read(&recording).expect("a recording")).expect("JSON");
+    let unnamed = all["unnamed"].as_array().expect("a list").iter();
+    let holders = unnamed.flat_map(|service| [pids(&service["servers"]), pids(&service["clients"])].concat());
+    assert!(holders.into_iter().all(|pid| pid != u64::from(own)), "the pairs by which the tracer wakes itself: {all}");
     let service = service(&recording, socket);
     let bytes = COUNT * SIZE as u64;
     let direction = serde_json::json!({
@@ -52,6 +57,7 @@ fn check_exact(socket: &str, directory: &Path) {
     assert_eq!(service["server_to_client"], direction);
     assert_eq!((service["calls"].as_u64(), service["bytes"].as_u64()), (Some(2 * COUNT), Some(2 * bytes)));
     assert_eq!((service["connections"].as_u64(), service["kind"].as_str()), (Some(1), Some("stream")));
+    assert_eq!(service["open"].as_u64(), Some(1));
     assert_eq!(pids(&service["servers"]), [u64::from(server.pid())]);
     assert_eq!(pids(&service["clients"]), [u64::from(client.pid())]);
     let table = std::fs::read_to_string(directory.join("table")).expect("a table");
@@ -107,6 +113,23 @@ fn a_silent_connection_is_shown_with_both_processes_and_no_traffic() {
     assert_eq!((service["connections"].as_u64(), service["calls"].as_u64()), (Some(1), Some(0)));
     assert_eq!(pids(&service["servers"]), [u64::from(server.pid())]);
     assert_eq!(pids(&service["clients"]), [u64::from(client.pid())]);
+}
+
+#[test]
+fn a_connection_that_has_ended_is_one_of_the_window_and_is_not_open() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let name = |file: &str| directory.path().join(file).to_str().expect("UTF-8").to_owned();
+    let (socket, recording) = (name("echo.sock"), name("recording.json"));
+    let server = server(&socket, &[]);
+    let (mut one, mut two) = (client(&socket, &[]), client(&socket, &[]));
+    let tracer = tracer(&["discover", "--record", &recording], &directory.path().join("table"));
+    exchange(&mut one, 100, 64);
+    exchange(&mut two, 100, 64);
+    assert!(one.finish().0.success());
+    server.await_rest(); // it has closed its end by then
+    stop(tracer);
+    let service = service(Path::new(&recording), &socket);
+    assert_eq!((service["connections"].as_u64(), service["open"].as_u64()), (Some(2), Some(1)), "{service}");
 }
 
 #[test]

@@ -302,6 +302,15 @@ fn with_less_privilege_there_is_less_and_a_message_says_what_is_missing() {
         assert_eq!(scrape.sum("tssx_trace_lost_calls_total", &[]), None);
         assert_eq!(scrape.sum("tssx_connections_open", &labels), Some(1.0));
     }
+    let selected = |selected: &'static str| [labels[0], ("selected", selected)];
+    assert_eq!(scrape.sum("tssx_connections_open", &selected("true")), Some(1.0));
+    assert_eq!(poor.sum("tssx_connections_open", &selected("unknown")), Some(1.0), "not known is not false: {poor:?}");
+    for (scrape, capability, held) in [(&scrape, "CAP_SYS_PTRACE", 1.0), (&scrape, "CAP_BPF", 0.0), (&poor, "CAP_SYS_PTRACE", 0.0)]
+    {
+        assert_eq!(scrape.sum("tssx_trace_privilege_held", &[("capability", capability)]), Some(held));
+        assert!(scrape.sum("tssx_trace_limit_info", &[]).is_some_and(|limits| limits > 0.0));
+    }
+    assert_eq!(poor.sum("tssx_trace_lost_connections_total", &[]), None);
     assert_eq!(poor.sum("tssx_ring_sent_bytes_total", &[]), None);
     assert!(poor.sum("tssx_trace_ledgers", &[("state", "read")]) == Some(0.0), "{poor:?}");
     reading.stop(Signal::TERM);

@@ -16,7 +16,7 @@ once, where it was sent. The hit rate of a socket is, of what both grew by:
   sum(tssx_ring_sent_bytes_total) / (sum(tssx_ring_sent_bytes_total) + sum(tssx_kernel_sent_bytes_total{selected=\"true\"})
     - sum(tssx_doorbell_sent_bytes_total))
 What is not measured is absent. Without the privilege for kernel programs there is no tssx_kernel_sent_bytes_total, and of other users'
-processes no statistics: a message, and tssx_trace_mode_info and tssx_trace_ledgers, say so.
+processes no statistics, so that `selected` is \"unknown\": a message, tssx_trace_privilege_held and tssx_trace_limit_info say what is missing.
 Whoever can connect can read the names of sockets: there is no password.
 In mode syscalls the records of sockets that have ended are kept: a service that runs for long needs a larger --max-sockets there.
 

@@ -16,7 +16,8 @@ use crate::watch::Window;
     mut_arg("duration", |duration| duration.help("End the view after this time: 500ms, 5s, 2m [default: until q]")),
     after_help = "\
 CALLS/S and BYTES/S: what both ends sent in the last interval. HIT: the share of these bytes that went through shared memory, of the sockets
-of which the library selected a connection. ACCELERATED: yes, or the reason. RECENT: bytes of the last intervals, each row to its own scale.
+of which the library selected a connection. CONNS: connections that are open; a socket without one is dim, and gone after 10 s.
+ACCELERATED: yes, or the reason, of all since the start. RECENT: bytes of the last intervals, each row to its own scale.
 `-`: not measured. A narrow terminal loses columns.
 
 Keys: ← → sort by another column, r reverse, / type a filter (Enter keeps it, Esc ends it), ↑ ↓ PgUp PgDn Home End scroll, q quit.

@@ -140,6 +140,7 @@ fn record_service(seen: &Observation, key: ServiceKey, service: &Service) -> Ser
         client_callers: callers(|connection| &connection.client),
         connections: service.connections.len() as u64,
         waiting: service.waiting,
+        open: open(seen, service),
         selected,
         accelerated: count(Connection::is_accelerated),
         reasons: reasons(&service.connections),
@@ -181,6 +182,15 @@ fn network_of(place: Option<Place>) -> Option<u64> {
         Place::Network(inode) => Some(inode),
         Place::File(_) => None,
     }
+}
+
+/// Connections of which a socket is there now. Where sockets cannot be listed nothing tells of one that no list ever showed.
+fn open(seen: &Observation, service: &Service) -> Option<u64> {
+    let has = |connection: &Connection, test: &dyn Fn(u64) -> bool| connection.ends().iter().any(|end| test(end.cookie));
+    let is_listed = |connection: &Connection| has(connection, &|cookie| seen.inventory.socket(cookie).is_some());
+    let is_open = |connection: &&Connection| has(connection, &|cookie| seen.inventory.is_there(cookie));
+    let known = seen.inventory.closed_namespaces() == 0 || service.connections.iter().all(is_listed);
+    known.then(|| service.connections.iter().filter(is_open).count() as u64)
 }
 
 /// Bytes that the ends have not received yet, as far as a list of sockets told.

@@ -20,7 +20,7 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<u8> {
         note(&format!("{missing:#}; without them: lists of sockets, and statistics of the processes that may be looked into"));
         window.probe.mode = Wanted(Some(Mode::Snapshots));
     }
-    let (mut exporter, desk) = Exporter::new(usize::try_from(args.max_names)?);
+    let (mut exporter, desk) = Exporter::new(usize::try_from(args.max_names)?, preflight::privileges());
     let Some(place) = &args.listen else {
         let seen = watch(window)?;
         result(&exporter.text(&seen)?)?;

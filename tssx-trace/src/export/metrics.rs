@@ -76,7 +76,7 @@ fn count(value: u64) -> f64 {
 
 fn kernel(tally: &Tally) -> Vec<Family> {
     let label = |key: &super::tally::KernelKey| {
-        vec![("socket", key.socket.clone()), ("kind", key.kind.into()), ("selected", key.selected.to_string())]
+        vec![("socket", key.socket.clone()), ("kind", key.kind.into()), ("selected", key.selected.into())]
     };
     let open = tally.open.iter().map(|(key, number)| (label(key), count(*number))).collect();
     let open = gauge("tssx_connections_open", "Connections that are open now.", open);
@@ -149,7 +149,8 @@ fn losses(tally: &Tally) -> Vec<Family> {
         counts.iter().map(|(cause, number)| (vec![("cause", String::from(*cause))], count(*number))).collect()
     };
     let mut families = Vec::new();
-    if tally.mode.is_some_and(crate::mode::Mode::measures_traffic) {
+    let measures = tally.mode.is_some_and(crate::mode::Mode::measures_traffic);
+    if measures {
         let calls = [
             ("map_full", losses.map_full_calls),
             ("no_memory", losses.no_memory_calls),
@@ -161,22 +162,23 @@ fn losses(tally: &Tally) -> Vec<Family> {
         families.push(counter("tssx_trace_lost_calls", "Calls that the kernel programs could not count.", by_cause(&calls)));
         families.push(counter("tssx_trace_lost_bytes", "Bytes of those calls, as far as they are known.", by_cause(&bytes)));
     }
-    let connections = [
+    let of_ledgers = [
         ("ledger_full", losses.uncounted_connections),
         ("overwritten", losses.overwritten_connections),
         ("unplaced", losses.unplaced_connections),
-        ("untold", losses.untold_sockets),
     ];
+    let mut connections = if tally.reads_all() || tally.ledgers.0 > 0 { of_ledgers.to_vec() } else { Vec::new() };
+    connections.extend(measures.then_some(("untold", losses.untold_sockets)));
     let ledgers = [("read", tally.ledgers.0), ("refused", tally.ledgers.1)];
     let states = ledgers.map(|(state, number)| (vec![("state", String::from(state))], count(number)));
     families.push(counter(
         "tssx_trace_lost_connections",
-        "Connections whose statistics or names could not be read.",
+        "Connections whose statistics or names could not be read, of the processes that may be looked into.",
         by_cause(&connections),
     ));
     families.push(gauge(
         "tssx_trace_ledgers",
-        "Ledgers of processes with the library, by what came of reading them.",
+        "Ledgers of processes with the library, by what came of reading them, of the processes that may be looked into.",
         states.into(),
     ));
     families
@@ -187,7 +189,19 @@ fn own(tally: &Tally) -> Vec<Family> {
     let maps = tally.cost.map_bytes.map(|bytes| (Vec::new(), count(bytes)));
     let mode = tally.mode.map(|mode| (vec![("mode", mode.name().to_owned())], 1.0));
     let build = (vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
+    let limits = tally.mode.map_or(&[][..], crate::mode::Mode::limits);
+    let limits = limits.iter().map(|limit| (vec![("limit", String::from(*limit))], 1.0)).collect();
+    let privileges = tally.privileges.iter().map(|(name, held)| {
+        let purpose = crate::preflight::purpose_of(name);
+        (vec![("capability", String::from(*name)), ("purpose", String::from(purpose))], count(u64::from(*held)))
+    });
     vec![
+        gauge(
+            "tssx_trace_privilege_held",
+            "Whether the tracer began with a privilege: without it, what it is for is absent, or labelled unknown.",
+            privileges.collect(),
+        ),
+        gauge("tssx_trace_limit_info", "What this way of measuring cannot see.", limits),
         counter("tssx_trace_cpu_seconds", "Processor time of the tracer since it began to watch.", cpu.into_iter().collect()),
         gauge("tssx_trace_map_bytes", "Memory of the kernel programs' maps.", maps.into_iter().collect()),
         gauge("tssx_trace_mode_info", "How traffic is measured.", mode.into_iter().collect()),
@@ -205,12 +219,13 @@ mod tests {
 
     /// A redis in rings, its other client without the library, a socket without a name, and everything lost once.
     fn tally() -> Tally {
-        let mut tally = Tally::new(1);
+        let held = ["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_CHECKPOINT_RESTORE", "CAP_BPF"].map(|name| (name, true));
+        let mut tally = Tally::new(1, held.to_vec());
         let kernel = |socket: &str, kind, selected| KernelKey { socket: socket.into(), kind, selected };
         for (key, calls, bytes, open) in [
-            (kernel("/run/redis \"a\".sock", "stream", true), 812, 812, 2),
-            (kernel("/run/redis \"a\".sock", "stream", false), 5000, 320_000, 1),
-            (kernel("(unnamed)", "datagram", false), 3, 90, 0),
+            (kernel("/run/redis \"a\".sock", "stream", "true"), 812, 812, 2),
+            (kernel("/run/redis \"a\".sock", "stream", "false"), 5000, 320_000, 1),
+            (kernel("(unnamed)", "datagram", "false"), 3, 90, 0),
         ] {
             tally.kernel.insert(key.clone(), Sent { calls, bytes });
             tally.open.insert(key, open);
@@ -232,16 +247,25 @@ mod tests {
         tally
     }
 
+    /// The same of a tracer without any privilege: names alone.
+    fn poor() -> Tally {
+        let mut tally = Tally::new(1, vec![("CAP_BPF", false), ("CAP_SYS_PTRACE", false)]);
+        tally.open.insert(KernelKey { socket: "/run/redis.sock".into(), kind: "stream", selected: "unknown" }, 1);
+        tally.mode = Some(Mode::Snapshots);
+        tally
+    }
+
     #[test]
     fn the_metrics_are_as_they_are_kept() {
-        crate::snapshots::hold(&[("export", text(&tally()).expect("text"))]);
+        let texts = [("export", tally()), ("export-no-privilege", poor())];
+        crate::snapshots::hold(&texts.map(|(name, tally)| (name, text(&tally).expect("text"))));
     }
 
     #[test]
     fn what_was_not_measured_is_absent() {
-        let text = text(&Tally::new(1)).expect("text");
+        let text = text(&Tally::new(1, Vec::new())).expect("text");
         assert!(!text.contains("tssx_kernel_sent") && !text.contains("tssx_trace_map_bytes"), "{text}");
-        assert!(!text.contains("tssx_trace_cpu_seconds"), "{text}");
+        assert!(!text.contains("tssx_trace_cpu_seconds") && !text.contains("tssx_trace_lost_connections"), "{text}");
         assert!(text.contains(&format!("tssx_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"))), "{text}");
     }
 }

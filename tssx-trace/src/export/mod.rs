@@ -41,10 +41,10 @@ pub(crate) struct Exporter {
 }
 
 impl Exporter {
-    /// An exporter of that many names, and where to ask it.
-    pub(crate) fn new(max_names: usize) -> (Self, Desk) {
+    /// An exporter of that many names, and where to ask it; with the privileges that the tracer begins with.
+    pub(crate) fn new(max_names: usize, privileges: Vec<(&'static str, bool)>) -> (Self, Desk) {
         let (ask, asked) = unbounded_channel();
-        (Self { tally: Tally::new(max_names), asked, waiting: Vec::new() }, Desk(ask))
+        (Self { tally: Tally::new(max_names, privileges), asked, waiting: Vec::new() }, Desk(ask))
     }
 
     /// The metrics of this window.

@@ -36,12 +36,15 @@ impl Sent {
     }
 }
 
-/// A name, a kind of socket, and whether the library selected its connections.
+/// What a tracer needs to read the statistics of every process.
+const READING: [&str; 3] = ["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_CHECKPOINT_RESTORE"];
+
+/// A name, a kind of socket, and whether the library selected its connections: `true`, `false` or `unknown`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct KernelKey {
     pub(crate) socket: String,
     pub(crate) kind: &'static str,
-    pub(crate) selected: bool,
+    pub(crate) selected: &'static str,
 }
 
 /// A name, and the end of connections that runs with the library.
@@ -111,11 +114,13 @@ pub(crate) struct Tally {
     pub(crate) cost: Cost,
     /// How traffic is measured; `None` before the first look.
     pub(crate) mode: Option<Mode>,
+    /// The capabilities that the tracer wants, and whether it began with them.
+    pub(crate) privileges: Vec<(&'static str, bool)>,
 }
 
 impl Tally {
-    /// All zero. Beyond that many names of sockets, all count as one.
-    pub(crate) fn new(max_names: usize) -> Self {
+    /// All zero. Beyond that many names of sockets, all count as one. `privileges` are those of the beginning, see [`crate::preflight`].
+    pub(crate) fn new(max_names: usize, privileges: Vec<(&'static str, bool)>) -> Self {
         Self {
             max_names,
             names: HashSet::new(),
@@ -129,7 +134,13 @@ impl Tally {
             ledgers: (0, 0),
             cost: Cost::default(),
             mode: None,
+            privileges,
         }
+    }
+
+    /// Whether no process' statistics are out of reach: only then what has none is known to be selected by none.
+    pub(crate) fn reads_all(&self) -> bool {
+        READING.iter().all(|needed| self.privileges.iter().any(|(name, held)| name == needed && *held))
     }
 
     /// Adds by how much all grew since the last look.
@@ -161,7 +172,12 @@ impl Tally {
     fn key_of(&mut self, connection: &Connection) -> KernelKey {
         let name =
             connection.name.as_ref().map(|name| make_absolute(name, &connection.server.pids).unwrap_or_else(|| name.clone()));
-        KernelKey { socket: self.label(name.as_ref()), kind: connection.kind.name(), selected: connection.is_selected() }
+        let selected = match connection.is_selected() {
+            true => "true",
+            false if self.reads_all() => "false",
+            false => "unknown",
+        };
+        KernelKey { socket: self.label(name.as_ref()), kind: connection.kind.name(), selected }
     }
 
     /// The name as every report prints it, while there is room for more names.
@@ -271,7 +287,7 @@ mod tests {
 
     #[test]
     fn names_are_bounded_and_ours_cannot_be_taken() {
-        let mut tally = Tally::new(2);
+        let mut tally = Tally::new(2, Vec::new());
         let name = |text: &str| text.parse::<SocketName>().expect("a name");
         assert_eq!(tally.label(None), UNNAMED);
         assert_eq!(tally.label(Some(&name("(other)"))), "./(other)");

@@ -50,6 +50,7 @@ pub(crate) fn busy(sun_path: &[u8]) -> ServiceRecord {
         client_callers: vec![CLIENT],
         connections: 1,
         waiting: None,
+        open: Some(1),
         selected: 0,
         accelerated: 0,
         reasons: Vec::new(),

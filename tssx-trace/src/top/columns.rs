@@ -11,7 +11,7 @@ pub(crate) enum Column {
     Server,
     /// Processes of the connecting end
     Clients,
-    /// Connections of the window
+    /// Connections that are open now
     Connections,
     /// Sending calls of both ends a second, in the last interval
     Calls,

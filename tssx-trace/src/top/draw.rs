@@ -121,7 +121,9 @@ fn table(frame: &mut Frame<'_>, area: Rect, model: &Model, theme: Theme) {
     let columns = fit(area.width, need);
     let heads = columns.iter().map(|(column, _)| cell(heading(model, *column), *column, Style::new()));
     let header = TableRow::new(heads).style(Style::new().add_modifier(Modifier::BOLD));
-    let lines = rows.iter().map(|row| TableRow::new(columns.iter().map(|(column, width)| filled(row, *column, *width, theme))));
+    let dim = |row: &Row| if row.has_ended() { Style::new().add_modifier(Modifier::DIM) } else { Style::new() };
+    let cells = |row: &Row| columns.iter().map(|(column, width)| filled(row, *column, *width, theme)).collect::<Vec<_>>();
+    let lines = rows.iter().map(|row| TableRow::new(cells(row)).style(dim(row)));
     let widths = columns.iter().map(|(_, width)| Constraint::Length(*width));
     let selected = Style::new().add_modifier(Modifier::REVERSED);
     let widget = Table::new(lines, widths).header(header).column_spacing(GAP).row_highlight_style(selected);
@@ -178,7 +180,12 @@ fn sparkline(frame: &mut Frame<'_>, line: Rect, model: &Model, row: &Row, column
 /// The whole name, both ends and the reason, as much as there is room for.
 fn details_of(row: &Row, area: Rect) -> Vec<Line<'static>> {
     let width = usize::from(area.width);
-    let selected = format!("{}, {} selected, {} accelerated", plural(row.connections, "connection"), row.selected, row.accelerated);
+    let open = match row.open {
+        Some(open) if open != row.connections => format!(" ({open} open)"),
+        _ => String::new(),
+    };
+    let connections = plural(row.connections, "connection");
+    let selected = format!("{connections}{open}, {} selected, {} accelerated", row.selected, row.accelerated);
     let why = if row.why.is_empty() { String::new() } else { format!(" {}.", row.why) };
     let mut lines = vec![shorten(&row.name, width)];
     lines.extend(fold(&format!("{}; {selected}.{why}", row.processes), width));

@@ -28,6 +28,7 @@ fn recording(window_ms: u64, factor: u64) -> Recording {
             servers: vec![process(410, "redis-server", 0)],
             clients: vec![process(20, "redis-benchmark", 0)],
             connections: 50,
+            open: Some(50),
             selected: 50,
             accelerated: 50,
             calls: times(200_000),
@@ -39,6 +40,7 @@ fn recording(window_ms: u64, factor: u64) -> Recording {
             servers: vec![process(30, "postgres", 0), process(31, "postgres", 0)],
             clients: vec![process(40, "pgbench", 0)],
             connections: 3,
+            open: Some(2),
             selected: 3,
             accelerated: 1,
             reasons: vec![reason],
@@ -47,7 +49,7 @@ fn recording(window_ms: u64, factor: u64) -> Recording {
             ring_bytes: times(350_000),
             ..busy(b"/run/postgresql/.s.PGSQL.5432")
         },
-        ServiceRecord { calls: times(12), bytes: times(480), ..busy(b"@\0abstract"[1..].as_ref()) },
+        ServiceRecord { open: Some(0), calls: times(12), bytes: times(480), ..busy(b"@\0abstract"[1..].as_ref()) },
     ];
     let mut recording = recording_of(services);
     recording.programs.extend([410, 20, 30, 31, 40].map(program));
@@ -97,8 +99,8 @@ fn a_wide_terminal_shows_everything() {
         "Limits of mode tp_btf: bytes read by splice(2) are not counted.",
         "SOCKET                                   SERVER           CLIENTS             CONNS  CALLS/S BYTES/S▼   HIT ACCELERATED            RECENT",
         "/run/redis/redis-se…ith-a-long-name.sock 410 redis-server 20 redis-benchmark     50     400k    18.0M   99% yes                          ▄ █",
-        "/run/postgresql/.s.PGSQL.5432            30 postgres +1   40 pgbench              3    18.0k    1.40M   50% 1 of 3: no-library           ▄ █",
-        "@abstract                                10 server        11 client               1       24      960     - no: library-not-loaded       ▄ █",
+        "/run/postgresql/.s.PGSQL.5432            30 postgres +1   40 pgbench              2    18.0k    1.40M   50% 1 of 3: no-library           ▄ █",
+        "@abstract                                10 server        11 client               0       24      960     - no: library-not-loaded       ▄ █",
         "",
         "",
         "/run/redis/redis-server-with-a-long-name.sock",
@@ -206,7 +208,10 @@ fn a_low_terminal_scrolls_to_the_selected_row_and_tells_of_it() {
     assert_eq!(order(&lines), [usize::MAX, 5, 6], "{lines:#?}");
     let lines = screen(&model, (140, 16));
     assert_eq!(lines[12], "@abstract", "{lines:#?}");
-    assert!(lines[13].contains("10 server ⇄ 11 client; 1 connection, 0 selected, 0 accelerated. library-not-loaded"), "{lines:#?}");
+    assert!(
+        lines[13].contains("10 server ⇄ 11 client; 1 connection (0 open), 0 selected, 0 accelerated. library-not-loaded"),
+        "{lines:#?}"
+    );
     assert!(buffer(&model, (140, 16), false)[(0, 7)].modifier.contains(ratatui::style::Modifier::REVERSED));
 }
 
@@ -240,6 +245,8 @@ fn colours_are_where_they_may_be_and_nowhere_else() {
     };
     assert_eq!(colors(false), 0);
     assert!(colors(true) > 0);
+    let dim = |line: u16| buffer(&model(), (140, 14), false)[(0, line)].modifier.contains(ratatui::style::Modifier::DIM);
+    assert_eq!([5, 6, 7].map(dim), [false, false, true], "what has ended");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The state of the view: what was seen, and what the person at the keyboard wants of it. It knows no terminal.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use super::columns::Column;
 use super::row::{History, Row, Value};
@@ -8,6 +9,9 @@ use crate::filter::Filter;
 use crate::recording::{Head, Recording};
 use crate::report::Recent;
 use crate::report::follow::{Course, Key};
+
+/// How long a socket whose connections have all ended is still shown, milliseconds.
+const LINGER_MS: u64 = 10_000;
 
 /// What holds for the window as a whole, until now.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +45,8 @@ pub(crate) struct Model {
     selected: Option<Key>,
     options: Filter,
     course: Course,
+    /// Sockets whose connections have all ended, and when that was seen: milliseconds since the start.
+    ended: HashMap<Key, u64>,
     own_cpu_ms: Option<f64>,
 }
 
@@ -58,6 +64,7 @@ impl Model {
             selected: None,
             options,
             course: Course::default(),
+            ended: HashMap::new(),
             own_cpu_ms: None, // what starting cost is of no interval
         }
     }
@@ -68,6 +75,7 @@ impl Model {
         let steps = self.course.step(recording);
         let shown = steps.into_iter().filter(|(service, _)| service.connections > 0 && self.options.admits(service));
         self.rows = shown.map(|(service, recent)| Row::new(recording, service, recent)).collect();
+        self.drop_ended(recording.head.window_ms);
         self.history.add(&self.rows);
         let own_cpu_ms = recording.head.cost.own_cpu_ms;
         let time_ms = recording.head.window_ms.saturating_sub(before).max(1) as f64;
@@ -75,6 +83,13 @@ impl Model {
         self.own_cpu_ms = own_cpu_ms;
         self.window = Some(window(&recording.head, own_cpu));
         self.arrange();
+    }
+
+    /// Leaves out the rows that have had no open connection for [`LINGER_MS`].
+    fn drop_ended(&mut self, now_ms: u64) {
+        let since = |row: &Row| (row.key.clone(), self.ended.get(&row.key).copied().unwrap_or(now_ms));
+        self.ended = self.rows.iter().filter(|row| row.has_ended()).map(since).collect();
+        self.rows.retain(|row| self.ended.get(&row.key).is_none_or(|since| now_ms - since < LINGER_MS));
     }
 
     /// The rows that the typed filter leaves in, in order.
@@ -238,6 +253,24 @@ mod tests {
         model.update(&at(3500, 5000, None));
         assert_eq!(figures(&model), (Some(2000.0), Some(0.5), None));
         assert_eq!(model.history.last(&model.rows[0].key, 3), [Some(4000), Some(0), Some(2000)]);
+    }
+
+    #[test]
+    fn a_socket_without_an_open_connection_stays_for_a_while_and_comes_back_with_one() {
+        let mut model = Model::new(Filter::default(), Column::Bytes);
+        let mut shown = |window_ms, open| {
+            let mut recording = recording_of(vec![ServiceRecord { open, ..busy(b"/run/a") }]);
+            recording.head.window_ms = window_ms;
+            model.update(&recording);
+            model.rows.first().map(|row| (row.has_ended(), row.text(Column::Connections)))
+        };
+        let (ended, open) = (Some((true, String::from("0"))), Some((false, String::from("1"))));
+        assert_eq!(shown(1000, Some(1)), open);
+        assert_eq!([2000, 6000, 11_999].map(|now| shown(now, Some(0))), [ended.clone(), ended.clone(), ended.clone()]);
+        assert_eq!([12_000, 20_000].map(|now| shown(now, Some(0))), [None, None]);
+        assert_eq!(shown(21_000, Some(1)), open);
+        assert_eq!(shown(22_000, Some(0)), ended, "its time begins anew");
+        assert_eq!(shown(40_000, None), Some((false, String::from("-"))), "what is not known has not ended");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) struct Row {
     pub(super) processes: String,
     /// Connections since the start, how many of them a library selected, and how many moved bytes through a ring.
     pub(super) connections: u64,
+    /// Of the connections, those that are open now; `None`: not known.
+    pub(super) open: Option<u64>,
     pub(super) selected: u64,
     pub(super) accelerated: u64,
     /// What it did in the last interval.
@@ -53,12 +55,18 @@ impl Row {
             clients: summary(&service.clients),
             processes: format!("{} ⇄ {}", named(&service.servers), named(&service.clients)),
             connections: service.connections,
+            open: service.open,
             selected: service.selected,
             accelerated: service.accelerated,
             recent,
             state,
             why,
         }
+    }
+
+    /// Whether every connection of it has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.open == Some(0)
     }
 
     /// A count of the last interval as a rate.
@@ -73,7 +81,7 @@ impl Row {
             Column::Socket => self.name.clone(),
             Column::Server => self.server.clone(),
             Column::Clients => self.clients.clone(),
-            Column::Connections => short(self.connections as f64),
+            Column::Connections => self.open.map_or_else(dash, |open| short(open as f64)),
             Column::Calls => rate(self.recent.calls),
             Column::Bytes => rate(self.recent.bytes),
             Column::Hit => self.recent.hit_rate().map_or_else(dash, percent),
@@ -88,7 +96,7 @@ impl Row {
             Column::Socket => Value::Text(&self.name),
             Column::Server => Value::Text(&self.server),
             Column::Clients => Value::Text(&self.clients),
-            Column::Connections => Value::Number(Some(self.connections as f64)),
+            Column::Connections => Value::Number(self.open.map(|open| open as f64)),
             Column::Calls => Value::Number(self.rate(self.recent.calls)),
             Column::Bytes | Column::Recent => Value::Number(self.rate(self.recent.bytes)),
             Column::Hit => Value::Number(self.recent.hit_rate()),
