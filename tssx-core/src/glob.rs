@@ -102,6 +102,22 @@ mod tests {
         }
     }
 
+    /// An escape before each byte of a name.
+    #[cfg(not(loom))]
+    fn literally(name: &[u8]) -> Vec<u8> {
+        name.iter().flat_map(|byte| [b'\\', *byte]).collect()
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn no_pattern_makes_it_panic_or_go_on_for_ever() {
+        let name = b"/run/[x]-9*/a b.sock";
+        crate::mutations::each(b"/run/[!a-c]*-?\\*/*[x-z]*.s[^a]ck*", 50_000, |pattern| {
+            let _either = (matches(pattern, name), matches(pattern, pattern), glob(pattern, &name.repeat(8)));
+            assert!(glob(&literally(pattern), pattern), "every name is its own, escaped");
+        });
+    }
+
     #[test]
     fn a_star_alone_is_every_name_and_an_at_sign_is_an_abstract_one() {
         assert!(matches(b"*", b"\0x") && matches(b"*", b"/x"));

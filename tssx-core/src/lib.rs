@@ -24,6 +24,8 @@ pub mod ledger;
 pub mod lock;
 #[cfg(loom)]
 mod models;
+#[cfg(all(test, not(loom)))]
+mod mutations;
 pub mod packets;
 pub mod reason;
 pub mod recall;

@@ -92,6 +92,11 @@ mod tests {
         said.extend(note.version);
         assert_eq!(Release::parse(&said), Some(Release::OWN));
         assert_eq!(note.size as usize, said.len());
+        #[cfg(not(loom))]
+        crate::mutations::each(&said, 20_000, |bytes| {
+            let version = Release::parse(bytes).map(|release| release.version);
+            assert!(version.is_none_or(|version| !version.is_empty() && version.len() + 8 <= bytes.len()));
+        });
         assert_eq!(Release::parse(&said[..8]), None, "a version without text");
         assert_eq!(Release::parse(&said[..7]), None);
     }

@@ -264,18 +264,55 @@ mod tests {
             let (name, length) = address(inode);
             sys::connect(visitor, &name, length).expect("connect");
             let memory = sys::memfd_create(c"brought", libc::MFD_CLOEXEC).expect("memfd");
-            bring(visitor, &vec![memory; count]);
+            bring(visitor, OFFER, &vec![memory; count]);
             assert_eq!(take_offer(mailbox, uid()), Outcome::Refused(Reason::BadSegment));
             sys::close(memory);
             sys::close(visitor);
         }
-        let links =
-            std::fs::read_dir("/proc/self/fd").expect("proc").filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-        assert_eq!(links.filter(|link| link.to_string_lossy().contains("memfd:brought")).count(), 0);
+        assert_eq!(kept("memfd:brought"), 0);
         sys::close(mailbox);
     }
 
-    fn bring(fd: i32, descriptors: &[i32]) {
+    /// Descriptors of this process that lead to such a file.
+    fn kept(name: &str) -> usize {
+        let links =
+            std::fs::read_dir("/proc/self/fd").expect("proc").filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().contains(name)).count()
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn a_message_of_any_bytes_is_refused_unless_it_is_an_offer() {
+        let inode = 0xfeed_2000 + u64::from(std::process::id());
+        let mailbox = open_mailbox(inode).expect("mailbox");
+        let memory = sys::memfd_create(c"in a message", libc::MFD_CLOEXEC).expect("memfd");
+        let mut dice = crate::mutations::Random::new(3);
+        let (mut taken, mut refused) = (0, 0);
+        crate::mutations::each(OFFER, 2000, |text| {
+            let visitor = socket().expect("socket");
+            let (name, length) = address(inode);
+            sys::connect(visitor, &name, length).expect("connect");
+            let count = dice.below(3);
+            bring(visitor, text, &vec![memory; count]);
+            match take_offer(mailbox, uid()) {
+                Outcome::Done(memory) => {
+                    assert!(text == OFFER && count == 1);
+                    sys::close(memory);
+                    taken += 1;
+                }
+                Outcome::Refused(Reason::BadSegment) => refused += 1,
+                other => panic!("{other:?}"),
+            }
+            sys::close(visitor);
+        });
+        println!("{taken} taken, {refused} refused");
+        assert!(taken > 0 && refused > 1000);
+        assert_eq!(kept("memfd:in a message"), 1, "our own");
+        sys::close(memory);
+        sys::close(mailbox);
+    }
+
+    fn bring(fd: i32, text: &[u8], descriptors: &[i32]) {
         let length = size_of::<libc::cmsghdr>() + size_of_val(descriptors);
         let mut control = vec![0_u64; length.div_ceil(8)];
         let header = libc::cmsghdr { cmsg_len: length, cmsg_level: libc::SOL_SOCKET, cmsg_type: libc::SCM_RIGHTS };
@@ -286,13 +323,13 @@ mod tests {
             let to = place.add(size_of::<libc::cmsghdr>()).cast::<i32>();
             to.copy_from_nonoverlapping(descriptors.as_ptr(), descriptors.len());
         }
-        let mut text = *OFFER;
-        let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+        let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
         let mut small = Control([0; 32]);
         let mut message = message(&mut part, &mut small);
+        let length = if descriptors.is_empty() { 0 } else { length };
         (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), length);
-        // SAFETY: all pointers lead to locals that are alive.
-        assert_eq!(unsafe { sys::sendmsg(fd, &message) }, Ok(OFFER.len()));
+        // SAFETY: all pointers lead to locals that are alive; nothing is written through the first.
+        assert_eq!(unsafe { sys::sendmsg(fd, &message) }, Ok(text.len()));
     }
 
     #[test]

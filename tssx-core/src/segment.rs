@@ -286,4 +286,46 @@ mod tests {
         sys::close(unsealed);
         assert_eq!(Segment::adopt(-1, 22).err(), Some(Reason::BadSegment));
     }
+
+    /// What an offer's memory says, mutated, in a memory of whatever size: believed only if it is what it was.
+    #[cfg(not(loom))]
+    #[test]
+    fn a_header_of_any_bytes_is_refused_unless_it_is_the_right_one() {
+        use std::io::Write;
+        use std::os::fd::{AsRawFd, FromRawFd};
+
+        const HEADER: usize = size_of::<SegmentHeader>();
+        let (ours, fd) = Segment::create(0, 11, 22).expect("create");
+        sys::close(fd);
+        // SAFETY: the mapping begins with a header, and lives.
+        let good: [u8; HEADER] = unsafe { ours.into_parts().0.cast::<[u8; HEADER]>().read() };
+        let size = segment_size(CAPACITY_MIN);
+        let mut dice = crate::mutations::Random::new(7);
+        let (mut believed, mut refused) = (0, 0);
+        crate::mutations::each(&good, 2000, |bytes| {
+            let memory = sys::memfd_create(c"x", libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING).expect("memfd");
+            // SAFETY: just made, and nobody else's.
+            let mut memory = unsafe { std::fs::File::from_raw_fd(memory) };
+            let right = bytes == good;
+            let length = if right || dice.below(2) == 0 { size } else { dice.below(2 * size as usize) as u64 };
+            memory.set_len(length).expect("sized");
+            memory.write_all(bytes.get(..HEADER.min(bytes.len()).min(length as usize)).unwrap_or_default()).expect("written");
+            sys::fcntl(memory.as_raw_fd(), libc::F_ADD_SEALS, SEALS.cast_unsigned() as usize).expect("sealed");
+            match Segment::adopt(memory.as_raw_fd(), 22) {
+                Ok(segment) => {
+                    assert_eq!((segment.capacity(), length), (CAPACITY_MIN, size));
+                    believed += 1;
+                    segment.discard();
+                }
+                Err(reason) => {
+                    assert!(!right && reason == Reason::BadSegment);
+                    refused += 1;
+                }
+            }
+        });
+        println!("{believed} believed, {refused} refused");
+        assert!(believed > 0 && refused > 1000);
+        // SAFETY: not used below.
+        unsafe { ours.unmap() };
+    }
 }

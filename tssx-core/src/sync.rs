@@ -2,7 +2,8 @@
 //!
 //! The protocol modules name neither `core::sync::atomic`'s types nor [`crate::sys`] themselves, so that with
 //! `--cfg loom` the very same functions run on modelled atomics and a modelled socket (`models/`), in every
-//! interleaving that is allowed. In every other build the names below are the real things, at no cost.
+//! interleaving that is allowed. In every other build the names below are the real things, at no cost. With `--cfg tsan` nothing is written in
+//! assembly, which ThreadSanitizer does not see.
 
 #![allow(unsafe_code, reason = "one instruction that the language has no name for")]
 
@@ -28,7 +29,7 @@ pub(crate) use crate::models::{
 #[inline]
 #[must_use]
 pub(crate) fn advance(position: &AtomicU64, from: u64, to: u64) -> bool {
-    #[cfg(all(not(loom), target_arch = "x86_64"))]
+    #[cfg(all(not(any(loom, tsan)), target_arch = "x86_64"))]
     {
         let found: u64;
         // SAFETY: an aligned, live 64-bit cell. Without the lock prefix the instruction is one step for signal handlers, which
@@ -45,7 +46,7 @@ pub(crate) fn advance(position: &AtomicU64, from: u64, to: u64) -> bool {
         }
         found == from
     }
-    #[cfg(not(all(not(loom), target_arch = "x86_64")))]
+    #[cfg(not(all(not(any(loom, tsan)), target_arch = "x86_64")))]
     {
         use core::sync::atomic::Ordering::{Relaxed, Release};
         position.compare_exchange(from, to, Release, Relaxed).is_ok()
@@ -55,12 +56,12 @@ pub(crate) fn advance(position: &AtomicU64, from: u64, to: u64) -> bool {
 /// Adds to a counter that only the holder of a lock changes, and signal handlers of the same thread.
 #[inline]
 pub(crate) fn add(counter: &AtomicU64, value: u64) {
-    #[cfg(all(not(loom), target_arch = "x86_64"))]
+    #[cfg(all(not(any(loom, tsan)), target_arch = "x86_64"))]
     // SAFETY: an aligned, live 64-bit cell. Without the lock prefix the instruction is one step for signal handlers, which is all that is asked
     // for, and no fence, which the data path would pay for.
     unsafe {
         core::arch::asm!("add qword ptr [{cell}], {value}", cell = in(reg) counter.as_ptr(), value = in(reg) value, options(nostack));
     }
-    #[cfg(not(all(not(loom), target_arch = "x86_64")))]
+    #[cfg(not(all(not(any(loom, tsan)), target_arch = "x86_64")))]
     counter.fetch_add(value, core::sync::atomic::Ordering::Relaxed);
 }

@@ -44,6 +44,7 @@ mod losses;
 mod mode;
 mod mounts;
 #[cfg(test)]
+#[path = "../../tssx-core/src/mutations.rs"]
 mod mutations;
 mod names;
 mod output;

@@ -3,8 +3,16 @@
 use std::process::Command;
 
 /// Everything that loads the library or steers it.
-const VARIABLES: [&str; 7] =
-    ["LD_PRELOAD", "USE_TSSX", "TSSX_DISABLE", "TSSX_UPGRADE_AFTER", "TSSX_SPIN_US", "TSSX_MEMORY_MAX", "TSSX_LOG"];
+const VARIABLES: [&str; 8] = [
+    "LD_PRELOAD",
+    "USE_TSSX",
+    "TSSX_DISABLE",
+    "TSSX_UPGRADE_AFTER",
+    "TSSX_SPIN_US",
+    "TSSX_MEMORY_MAX",
+    "TSSX_LOG",
+    "TSSX_REMAINDER",
+];
 
 /// Takes from `command` what it would inherit of them.
 pub(crate) fn without_library(command: &mut Command) {

@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | faults | recipes | vm-test | package | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | faults | mutants | sanitize | recipes | vm-test | package | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -20,10 +20,12 @@ mod figures;
 mod hostile;
 mod kills;
 mod measure;
+mod mutants;
 mod package;
 mod paths;
 mod recipes;
 mod run;
+mod sanitize;
 mod servers;
 mod setup;
 mod systemd;
@@ -96,6 +98,10 @@ enum Command {
     #[cfg(target_arch = "x86_64")]
     #[command(hide = true)]
     FaultsEnd(faults::EndOptions),
+    /// The code that the model checks guard is broken, one place at a time, in a copy; fails if the models do not notice
+    Mutants(mutants::Options),
+    /// tssx-core's unit tests under ThreadSanitizer and AddressSanitizer
+    Sanitize,
     /// discover, suggest, verify against redis, PostgreSQL, memcached and nginx with php-fpm: the commands of README's recipes
     Recipes(recipes::Options),
     /// A Debian package with the library, the tracer, man pages, completions and examples
@@ -146,6 +152,8 @@ fn dispatch() -> anyhow::Result<()> {
         Command::Faults(options) => faults::faults(&options),
         #[cfg(target_arch = "x86_64")]
         Command::FaultsEnd(options) => faults::play(&options),
+        Command::Mutants(options) => mutants::mutants(&options),
+        Command::Sanitize => sanitize::sanitize(),
         Command::Recipes(options) => recipes::recipes(&options),
         Command::Package(options) => package::package(&options),
         Command::VmTest => vm::vm_test(),

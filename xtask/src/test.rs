@@ -18,7 +18,7 @@ use crate::build::Artefacts;
 use crate::census::Census;
 #[cfg(target_arch = "x86_64")]
 use crate::faults;
-use crate::{build, check, hostile, package, paths, recipes, run, servers, setup, systemd, vm};
+use crate::{build, check, hostile, mutants, package, paths, recipes, run, sanitize, servers, setup, systemd, vm};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -80,7 +80,7 @@ const SUITES: [Suite; 6] = [
     Suite { name: "tssx-core", arguments: &["--package", "tssx-core"], needs_root: false, modelled: false },
     Suite {
         name: "models of the protocol, every interleaving",
-        arguments: &["--release", "--package", "tssx-core", "--lib", "models"],
+        arguments: &["--profile", "models", "--package", "tssx-core", "--lib", "models"],
         needs_root: false,
         modelled: true,
     },
@@ -156,6 +156,8 @@ pub(crate) fn test() -> Result<()> {
             failures.push(format!("the virtual machine: {error:#}"));
         }
     }
+    one(&mut total, &mut failures, "the models notice broken code", || mutants::mutants(&mutants::Options::short()));
+    one(&mut total, &mut failures, "tssx-core under ThreadSanitizer and AddressSanitizer", sanitize::sanitize);
     hostile_peer(&mut total, &mut failures);
     failing_calls(&artefacts, &mut total, &mut failures);
     real_servers(&artefacts, &others.servers, &mut total, &mut failures);
@@ -182,6 +184,19 @@ pub(crate) fn test() -> Result<()> {
         bail!("{} tests failed", total.failed);
     }
     Ok(())
+}
+
+/// A check that is one test.
+fn one(total: &mut Tally, failures: &mut Vec<String>, name: &str, check: impl FnOnce() -> Result<()>) {
+    println!("== tests: {name}");
+    match check() {
+        Ok(()) => total.passed += 1,
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("{name}: {error:#}"));
+        }
+    }
 }
 
 /// A short attack on the library under AddressSanitizer.

@@ -242,3 +242,38 @@ impl LedgerView {
         (0..used).filter_map(|index| self.slot_snapshot(index))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::ledger::slots;
+
+    /// A page of statistics that a program under the tracer may have written: whatever its bytes are, reading it ends and stays in bounds.
+    #[test]
+    #[allow(unsafe_code, reason = "a page of any bytes")]
+    fn a_page_of_any_bytes_is_read_and_bounded() {
+        let honest = slots::create().expect("a ledger");
+        let path = slots::path_index(&honest, b"/run/x").expect("room");
+        for role in 0..8 {
+            let _slot = slots::claim(&honest, path, role, 1).expect("room");
+        }
+        // SAFETY: a mapping of that size, which nobody writes meanwhile.
+        let pages = unsafe { core::slice::from_raw_parts(honest.base.as_ptr(), LEDGER_SIZE) };
+        let parts = [0..HEADER_SIZE + 2 * PATH_SIZE, SLOTS_OFFSET..SLOTS_OFFSET + 9 * SLOT_SIZE];
+        for part in parts {
+            crate::mutations::each(&pages[part.clone()], 300, |bytes| {
+                let mut words = vec![0_u64; LEDGER_SIZE / 8];
+                // SAFETY: the vector's own memory.
+                let copy = unsafe { core::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), LEDGER_SIZE) };
+                copy[..HEADER_SIZE + 2 * PATH_SIZE].copy_from_slice(&pages[..HEADER_SIZE + 2 * PATH_SIZE]);
+                let count = bytes.len().min(part.len());
+                copy[part.start..part.start + count].copy_from_slice(&bytes[..count]);
+                // SAFETY: aligned memory of that size, which lives longer than the view.
+                let Ok(view) = (unsafe { LedgerView::new(words.as_ptr().cast(), LEDGER_SIZE) }) else { return };
+                assert!(view.slots().count() <= SLOT_CAPACITY);
+                assert!(view.paths().all(|(_, path)| path.name().len() <= NAME_MAX));
+                let _exhausted = view.exhausted();
+            });
+        }
+    }
+}

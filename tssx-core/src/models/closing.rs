@@ -354,44 +354,76 @@ fn race(name: &str, (endpoints, slots): (usize, usize), calls: &'static [Call], 
     });
 }
 
+/// What a read touches is mapped and its own connection's, though another thread closes the number meanwhile.
+///
+/// Bound: two threads, one read and one close, one endpoint and one slot.
 #[test]
 fn a_read_races_with_a_close() {
     race("a read, a close", (1, 1), &[closes, reads], Flaw::None);
 }
 
+/// The same, and of two threads that close the same number one gives everything back, once.
+///
+/// Bound: three threads, one read and two closes, one endpoint and one slot.
 #[test]
 fn a_read_races_with_two_closes() {
     race("a read, two closes", (1, 1), &[closes, reads, closes], Flaw::None);
 }
 
+/// A call that lets go of the lock to sleep finds its endpoint, its slot and its segment still there, although the number was closed.
+///
+/// Bound: two threads, one call that sleeps and one close, one endpoint and one slot.
 #[test]
 fn a_sleeper_outlasts_the_descriptor() {
     race("a sleeper, a close", (1, 1), &[closes, sleeps], Flaw::None);
 }
 
+/// The same for two such calls, of which the last gives back what the close could not.
+///
+/// Bound: three threads, two calls that sleep and one close, one endpoint and one slot.
 #[test]
 fn two_sleepers_outlast_the_descriptor() {
     race("two sleepers, a close", (1, 1), &[closes, sleeps, sleeps], Flaw::None);
 }
 
+/// A call that comes late reads of no connection but the one that the table named, although the next has the same number, endpoint and slot.
+///
+/// Bound: two threads, a read, a close, a connection and a read of it, one endpoint and one slot.
 #[test]
 fn the_next_connection_takes_over_everything() {
     race("a read, the next connection", (1, 1), &[turns_over, reads], Flaw::None);
 }
 
+/// The same where the next connection has the endpoint and another slot.
+///
+/// Bound: two threads, a read, a close, a connection and a read of it, one endpoint and two slots.
 #[test]
 fn the_next_connection_takes_over_the_endpoint() {
     race("a read, the next connection", (1, 2), &[turns_over, reads], Flaw::None);
 }
 
+/// The same where the next connection has the slot and another endpoint.
+///
+/// Bound: two threads, a read, a close, a connection and a read of it, two endpoints and one slot.
 #[test]
 fn the_next_connection_takes_over_the_slot() {
     race("a read, the next connection", (2, 1), &[turns_over, reads], Flaw::None);
 }
 
+/// A call that sleeps goes on with its own connection, although the next has its number by then.
+///
+/// Bound: two threads, a call that sleeps, a close, a connection and a read of it, two endpoints and two slots.
 #[test]
 fn the_next_connection_comes_while_a_call_sleeps() {
     race("a sleeper, the next connection", (2, 2), &[turns_over, sleeps], Flaw::None);
+}
+
+/// What a call that sleeps goes on with is not given to the next connection, which has the only slot or nothing.
+///
+/// Bound: two threads, a call that sleeps, a close, a connection and a read of it, two endpoints and one slot.
+#[test]
+fn the_next_connection_does_not_get_what_a_sleeping_call_has() {
+    race("a sleeper, the next connection", (2, 1), &[turns_over, sleeps], Flaw::None);
 }
 
 #[test]

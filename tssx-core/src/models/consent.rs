@@ -213,21 +213,33 @@ fn crossing(consented: bool, flaw: Flaw) {
     });
 }
 
+/// Consent is given only if every byte that had entered the kernel's queue was counted, though one moves past the library.
+///
+/// Bound: four threads, two counted sends, one past the library, one receive, one comparison.
 #[test]
 fn consent_means_that_every_byte_was_counted() {
     comparison(1, Flaw::None);
 }
 
+/// A comparison finds no difference where nothing moves past the library.
+///
+/// Bound: three threads, two sends, one receive, one comparison.
 #[test]
 fn counts_agree_when_nothing_moves_past_the_library() {
     comparison(0, Flaw::None);
 }
 
+/// The stream arrives whole and in order, no doorbell is taken for data and nobody sleeps on, whenever consent is given and the switch happens.
+///
+/// Bound: two threads, three bytes, consent and switch anywhere.
 #[test]
 fn the_stream_is_whole_across_consent_and_switch() {
     crossing(false, Flaw::None);
 }
 
+/// The same with consent given before, and more preemptions.
+///
+/// Bound: two threads, three bytes of which the first is through, the switch anywhere.
 #[test]
 fn the_stream_is_whole_across_the_switch() {
     crossing(true, Flaw::None);

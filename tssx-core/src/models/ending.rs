@@ -127,6 +127,9 @@ fn end_of_a_ring(flaw: Flaw) {
     });
 }
 
+/// A sleeper that takes what wakes it takes a doorbell and no byte behind the ring's end, is woken, and reads the stream whole.
+///
+/// Bound: two threads, one byte in the ring and two behind its end.
 #[test]
 fn a_sleeper_that_is_alone_takes_no_byte_behind_the_end() {
     end_of_a_ring(Flaw::None);

@@ -115,19 +115,51 @@ fn death_of_an_owner() {
     });
 }
 
+/// The same beside another who does no more than to free the lock of one who is dead.
+fn death_before_two_heirs() {
+    explore("death before two heirs", 2, move || {
+        let world = World::new(4);
+        let guarded = Arc::new(Guarded(UnsafeCell::new(0)));
+        let (dying, theirs) = (Arc::clone(&world), Arc::clone(&guarded));
+        let mortal = thread::spawn(move || die_holding(&dying, &theirs));
+        let other = Arc::clone(&world);
+        let heir = thread::spawn(move || lock::is_free(&other.tx.tx_lock, 2));
+        hold(&world, &guarded, 1, Flaw::None);
+        heir.join().expect("other heir");
+        mortal.join().expect("mortal");
+    });
+}
+
+/// One holds the lock at a time, and sees what the last one did.
+///
+/// Bound: two threads, three sections.
 #[test]
 fn holders_exclude_each_other() {
     two_holders(Flaw::None);
 }
 
+/// The lock of an owner that is dead goes to exactly one of those who want it, who sees what the dead has done.
+///
+/// Bound: two threads and an owner that died before them, two sections.
 #[test]
 fn the_lock_of_a_dead_owner_goes_to_one() {
     two_heirs(Flaw::None);
 }
 
+/// The same whenever the owner dies: before others want the lock, while they wait for it, after they had it.
+///
+/// Bound: two threads of which one dies holding, two sections of the other.
 #[test]
 fn an_owner_may_die_at_any_moment() {
     death_of_an_owner();
+}
+
+/// Who takes a dead owner's lock sees what the dead has done, although it was another who found it dead.
+///
+/// Bound: three threads of which one dies holding and one frees its lock, one section of the other.
+#[test]
+fn who_inherits_a_lock_that_another_freed_sees_all() {
+    death_before_two_heirs();
 }
 
 #[test]

@@ -2,14 +2,16 @@
 //! that the memory model allows, up to a bound on preemptions. Built and run only by
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --release -p tssx-core --lib models
+//! RUSTFLAGS="--cfg loom" cargo test --profile models -p tssx-core --lib models
 //! ```
 //!
 //! [`crate::sync`] puts [`atomics`] and [`kernel`] in the place of the real ones. What the callers in tssx-preload do
 //! around the protocol's functions is repeated here, short, and named after the function it stands for.
 //!
 //! Each model states its property, and each is also run with a flaw that must break it: a fence left out, orderings
-//! weakened, a second look not taken. That shows that the model can see the failure it excludes.
+//! weakened, a second look not taken. That shows that the model can see the failure it excludes. What it guards is broken too, one place at a
+//! time: `cargo xtask mutants` makes the changes of `mutants.toml` in a copy of the code, and for each some model must fail. The document of a model
+//! says its property and its bound, which that command prints.
 //!
 //! Limits. loom treats SeqCst accesses as AcqRel (fences are exact), so nothing here relies on more. It does not
 //! produce values that are stored later in program order (load buffering); no argument of ours has that shape. A
@@ -53,7 +55,8 @@ mod support {
             count.fetch_add(1, Ordering::Relaxed);
             model();
         });
-        println!("{name}: {} executions, at most {bound:?} preemptions", executions.load(Ordering::Relaxed));
+        let bound = bound.map_or_else(|| "any number of".to_owned(), |bound| format!("at most {bound}"));
+        println!("{name}: {} executions, {bound} preemptions", executions.load(Ordering::Relaxed));
     }
 
     /// `step`, without its fences if `flawed`.

@@ -157,28 +157,41 @@ fn long_stream() {
         let world = in_ring(Full::Capacity, Flaw::None);
         let writer = {
             let world = Arc::clone(&world);
-            thread::spawn(move || send(&world, &[1, 2, 3, 4, 5, 6, 7], Flaw::None))
+            // The second begins before the ring's end and goes on at its beginning.
+            thread::spawn(move || [&[1, 2, 3][..], &[4, 5, 6, 7]].iter().for_each(|bytes| send(&world, bytes, Flaw::None)))
         };
         assert_eq!(receive(&world, 7, CAPACITY, Flaw::None), [1, 2, 3, 4, 5, 6, 7]);
         writer.join().expect("writer");
     });
 }
 
+/// A writer that waits for room is told by the read that empties the ring, though nobody reads afterwards.
+///
+/// Bound: two threads, a full ring of four bytes, one read of all.
 #[test]
 fn a_writer_is_released_by_one_large_read() {
     full_ring(Full::Capacity, CAPACITY, Flaw::None);
 }
 
+/// The same if the read that crossed the mark left the telling to the last.
+///
+/// Bound: two threads, a full ring of four bytes, reads of three and one.
 #[test]
 fn a_writer_is_released_by_the_last_read_if_an_earlier_one_put_it_off() {
     full_ring(Full::Capacity, 3, Flaw::None);
 }
 
+/// The same where the writer stops before the ring is full, because its send buffer is small.
+///
+/// Bound: two threads, a ring of four bytes of which one may lie unread, one read.
 #[test]
 fn a_writer_with_a_small_send_buffer_is_released() {
     full_ring(Full::Limit, 1, Flaw::None);
 }
 
+/// A stream longer than the ring arrives whole: each time the ring is full the writer is told, and the ring goes round.
+///
+/// Bound: two threads, seven bytes through a ring of four.
 #[test]
 fn a_stream_longer_than_the_ring_flows() {
     long_stream();

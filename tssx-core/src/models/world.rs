@@ -64,7 +64,8 @@ impl World {
         }
         // SAFETY: as above.
         unsafe { base.add(DIRECTIONS_OFFSET).cast::<Direction>().write(direction()) };
-        let bytes = (0..FOLLOWED).map(|_| UnsafeCell::new(())).collect();
+        let followed = usize::try_from(capacity).expect("small").min(FOLLOWED);
+        let bytes = (0..followed).map(|_| UnsafeCell::new(())).collect();
         let dead = AtomicU32::new(0);
         let world = Arc::new(Self {
             base,
@@ -104,7 +105,7 @@ impl World {
 
     fn byte(&self, address: *const u8) -> &UnsafeCell<()> {
         let place = address.addr() - self.base.addr() - DATA_OFFSET;
-        self.bytes.get(place).expect("models use few ring bytes")
+        self.bytes.get(place).expect("inside the ring, and models use few of its bytes")
     }
 }
 

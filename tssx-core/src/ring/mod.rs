@@ -25,6 +25,8 @@ use crate::sync::AtomicU64;
 
 pub mod consumer;
 pub mod producer;
+#[cfg(all(test, not(loom)))]
+mod threads;
 
 /// The positions contradict each other: the peer (or a stray pointer) wrote into the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,12 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::sanitize::TARGET;
 use crate::{build, paths, run};
 
-#[cfg(target_arch = "x86_64")]
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-#[cfg(target_arch = "aarch64")]
-const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// A finding ends the victim. What leaks is not of interest: a library that is never unloaded keeps what it has.
 pub(super) const OPTIONS: &str = "detect_leaks=0:abort_on_error=1:handle_abort=1:detect_stack_use_after_return=1";
 

@@ -5,6 +5,7 @@
 //! - [`licences`]: that of every crate is one that deny.toml allows;
 //! - [`source`]: unsafe code only where [`unsafe_list`] says, file and function length, no stubs, module headers;
 //! - [`protocol`]: PROTOCOL.md lists every field of the shared layouts with its offset;
+//! - [`crate::mutants`]: each model check has a change of the code that it must catch, and the changes fit the code;
 //! - [`documents`]: the top level, ARCHITECTURE.md's walk of `read()`, README.md's recipes, no paths of one machine.
 
 mod documents;
@@ -32,7 +33,7 @@ pub(crate) struct Rule {
 }
 
 /// Every rule.
-pub(crate) const RULES: [Rule; 12] = [
+pub(crate) const RULES: [Rule; 13] = [
     Rule { name: "layers: crates depend one way", find: layers::directions },
     Rule { name: "layers: each dependency inside other people's processes is justified", find: layers::justified },
     Rule { name: "licences and sources of what we build on", find: licences::allowed },
@@ -41,6 +42,7 @@ pub(crate) const RULES: [Rule; 12] = [
     Rule { name: "no stub, no ignored test", find: source::stubs },
     Rule { name: "each module opens with //!", find: source::headers },
     Rule { name: "PROTOCOL.md lists every shared field", find: protocol::fields },
+    Rule { name: "each model check has a mutant, which fits the code", find: mutants },
     Rule { name: "the top level is as laid down", find: documents::top_level },
     Rule { name: "the walk of read() in ARCHITECTURE.md is the code", find: documents::walk },
     Rule { name: "the recipes in README.md are the ones that are run", find: documents::recipes },
@@ -82,6 +84,12 @@ impl fmt::Display for Finding {
     }
 }
 
+/// The table of mutants is held against the code.
+fn mutants(tree: &Tree) -> Result<Vec<Finding>> {
+    let faults = crate::mutants::faults(tree.root())?.into_iter();
+    Ok(faults.map(|fault| Finding::new(crate::mutants::TABLE, 1, fault.what, fault.remedy)).collect())
+}
+
 /// The files that git knows or would add, relative to the root.
 pub(crate) struct Tree {
     root: PathBuf,
@@ -89,7 +97,11 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    fn read() -> Result<Self> {
+    /// Of the checkout that xtask was started in.
+    ///
+    /// # Errors
+    /// There is no git, or no checkout.
+    pub(crate) fn read() -> Result<Self> {
         let root = paths::workspace();
         let mut git = Command::new("git");
         git.args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"]).current_dir(&root);
@@ -101,7 +113,11 @@ impl Tree {
         Ok(Self { root, files })
     }
 
-    fn files(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(PathBuf::as_path)
     }
 

@@ -22,6 +22,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-core/src/rendezvous.rs",
     "tssx-core/src/ring/consumer.rs",
     "tssx-core/src/ring/producer.rs",
+    "tssx-core/src/ring/threads.rs",
     "tssx-core/src/segment.rs",
     "tssx-core/src/shared_bytes.rs",
     "tssx-core/src/sync.rs",

@@ -1,4 +1,5 @@
-//! Seeded mutations of good input, for the tests that no parser panics or goes on for ever.
+//! Seeded mutations of good input, for the tests that no parser panics or goes on for ever: of this crate, of tssx-trace, which includes this
+//! file, and of the library, whose tests do.
 //!
 //! The seed is fixed, so that a failure is the same again; `TSSX_SEED` plays another, and both are printed. A mutation flips
 //! bits, overwrites, inserts, removes, repeats and cuts, one to four times.
