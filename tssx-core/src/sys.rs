@@ -12,11 +12,13 @@ use core::mem::{MaybeUninit, size_of};
 mod descriptors;
 mod mapping;
 mod patience;
+mod poll;
 mod process;
 mod signals;
 
 pub use descriptors::{dup, dup3};
 pub use mapping::{map, unmap};
+pub use poll::poll_now;
 pub use process::{
     abort, become_stranger, current_cpu, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest,
     usable_cpus, yield_now,
@@ -400,18 +402,6 @@ fn ask(fd: c_int, request: usize) -> Result<c_int> {
 pub fn at_mark(fd: c_int) -> bool {
     const SIOCATMARK: usize = 0x8905;
     ask(fd, SIOCATMARK).is_ok_and(|mark| mark != 0)
-}
-
-/// poll(2) of one descriptor without waiting: its `revents`. A signal that is handled meanwhile does not end it, as it would the kernel's.
-///
-/// # Errors
-/// As the man page.
-pub fn poll_now(fd: c_int, events: i16) -> Result<i16> {
-    let mut entry = libc::pollfd { fd, events, revents: 0 };
-    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let args = [core::ptr::from_mut(&mut entry) as usize, 1, core::ptr::from_ref(&zero) as usize, 0, 0, 0];
-    patience::patiently(|| call(libc::SYS_ppoll, args))?;
-    Ok(entry.revents)
 }
 
 /// write(2) of `length` bytes from memory that may be shared: the kernel does the copying.

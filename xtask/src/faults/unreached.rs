@@ -7,6 +7,7 @@ const REASONS: &[(&str, &str, &str)] = &[
     ("", "close", "what close says is not looked at, here as at the sites that are reached"),
     ("", "unmap", "what munmap says is not looked at, here as at the sites that are reached"),
     ("", "write_stderr", "what write says is not looked at: a word to the person who has configured it wrongly, or to a log"),
+    ("", "by_poll", "poll(2), only where ppoll(2) is refused: cells at all sites"),
     (
         "",
         "poll_now",

@@ -6,11 +6,23 @@ use std::process::Command;
 use super::images::image;
 use crate::harness::{Case, Expect};
 use crate::role::{BRIEFLY, Role, pattern, read_exactly, write_all};
-use crate::{rare, sys};
+use crate::{filter, rare, sys};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "the-peer-has-shut-down", server: shutting, client: becoming, expect: Expect::Accelerated },
     Case { name: "the-peer-is-killed", server: killed_server, client: killed_client, expect: Expect::Accelerated },
+    Case {
+        name: "the-peer-has-shut-down-and-ppoll-is-forbidden",
+        server: shutting,
+        client: ppollless,
+        expect: Expect::Accelerated,
+    },
+    Case {
+        name: "the-peer-is-killed-and-ppoll-is-forbidden",
+        server: killed_server,
+        client: ppollless_of_killed,
+        expect: Expect::Accelerated,
+    },
     Case { name: "the-peer-has-gone-on-past-the-ring", server: past_server, client: past_client, expect: Expect::Accelerated },
     Case { name: "the-server-becomes-another-program", server: becoming, client: shutting, expect: Expect::Accelerated },
     Case { name: "an-exec-that-fails-keeps-what-is-left", server: shutting, client: failing_client, expect: Expect::Accelerated },
@@ -74,6 +86,17 @@ fn becoming(role: &Role) {
     role.meet();
     inherit(fd);
     panic!("cannot become the next image: {}", image("rest", &[fd as usize, 0, IMAGES]).exec());
+}
+
+/// A filter stays with the images that come.
+fn ppollless(role: &Role) {
+    filter::refuse(&[libc::SYS_ppoll]);
+    becoming(role);
+}
+
+fn ppollless_of_killed(role: &Role) {
+    filter::refuse(&[libc::SYS_ppoll]);
+    killed_client(role);
 }
 
 fn failing_client(role: &Role) {
