@@ -148,8 +148,8 @@ fn size(text: &[u8]) -> Option<u64> {
     number(digits)?.checked_mul(1 << shift)
 }
 
-/// Tells of a variable that cannot be used, on standard error and in the log.
-fn complain(parts: &[&[u8]]) {
+/// Tells of a variable that cannot be used, or why the program cannot begin, on standard error and in the log.
+pub(crate) fn complain(parts: &[&[u8]]) {
     parts.iter().for_each(|part| sys::write_stderr(part));
     log::say_complaint(parts);
 }

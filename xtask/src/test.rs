@@ -212,23 +212,23 @@ fn hostile_peer(total: &mut Tally, failures: &mut Vec<String>) {
     }
 }
 
-/// The library's system calls fail, each with two of its errors.
+/// The library's system calls fail, each with two of its errors, and its allocations.
 #[cfg(not(target_arch = "x86_64"))]
 fn failing_calls(_: &Artefacts, total: &mut Tally, _: &mut Vec<String>) {
     println!("SKIPPED: system calls that fail: only for x86-64");
     total.skipped += 1;
 }
 
-/// The library's system calls fail, each with two of its errors.
+/// The library's system calls fail, each with two of its errors, and its allocations.
 #[cfg(target_arch = "x86_64")]
 fn failing_calls(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
-    println!("== tests: system calls that fail");
+    println!("== tests: system calls and allocations that fail");
     match faults::faults(&faults::Options::short(&artefacts.preload)) {
         Ok(()) => total.passed += 1,
         Err(error) => {
             println!("{error:#}");
             total.failed += 1;
-            failures.push(format!("system calls that fail: {error:#}"));
+            failures.push(format!("system calls and allocations that fail: {error:#}"));
         }
     }
 }

@@ -104,9 +104,10 @@ extern "C" fn inherit() {
         // SAFETY: nothing has been read yet, and the program finds libc's variable as we leave it.
         unsafe {
             let stream = fdopen(0, c"r".as_ptr());
-            if !stream.is_null() {
-                stdin = stream;
+            if stream.is_null() {
+                remainder::cannot_begin();
             }
+            stdin = stream;
         }
     }
 }

@@ -2,7 +2,7 @@
 //! environment variable. The constructor of the next image takes both away.
 //!
 //! Only where the next image is going to load us, as far as its environment says. What it inherits and nobody can give back is lost
-//! otherwise: it lies in a ring.
+//! otherwise: it lies in a ring. So an image that has no memory for it ends at once, as the dynamic linker ends one that it cannot load.
 
 #![allow(unsafe_code, reason = "reads and makes an environment")]
 
@@ -219,16 +219,28 @@ pub(crate) fn adopt() -> bool {
         let (Some(Ok(fd)), Some(Ok(memfd)), Some(Ok(side))) = (numbers.next(), numbers.next(), numbers.next()) else { continue };
         last = match last {
             Some((before, endpoint)) if before == memfd => {
-                let _ = Endpoint::attach(endpoint, fd);
+                if Endpoint::attach(endpoint, fd).is_err() {
+                    cannot_begin();
+                }
                 Some((before, endpoint))
             }
-            _ => adopt_one(fd, memfd, side).map(|endpoint| (memfd, endpoint)),
+            _ => match adopt_one(fd, memfd, side) {
+                Ok(adopted) => adopted.map(|endpoint| (memfd, endpoint)),
+                Err(_) => cannot_begin(),
+            },
         };
     }
     close_all(text);
     // SAFETY: as above.
     unsafe { libc::unsetenv(VARIABLE.as_ptr()) };
     true
+}
+
+/// A program that read on would see the end of the stream in the middle of it.
+pub(crate) fn cannot_begin() -> ! {
+    init::complain(&[b"tssx: no memory for what an inherited connection has left unread: the program cannot begin\n"]);
+    sys::exit_group(127);
+    sys::abort()
 }
 
 /// The memfds are not the program's.
@@ -243,14 +255,22 @@ fn close_all(text: &str) {
     }
 }
 
-fn adopt_one(fd: c_int, memfd: c_int, side: c_int) -> Option<&'static Endpoint> {
+/// `None` if there is no such connection, or nothing was left of it.
+///
+/// # Errors
+/// [`Reason::NoMemory`].
+fn adopt_one(fd: c_int, memfd: c_int, side: c_int) -> Result<Option<&'static Endpoint>, Reason> {
     let side = if side == Side::Acceptor as c_int { Side::Acceptor } else { Side::Connector };
-    let segment = unpack(memfd, side).ok()?;
-    let Some(endpoint) = establish::inherited(fd, side) else {
-        segment.discard();
-        return None;
+    let segment = match unpack(memfd, side) {
+        Err(Reason::NoMemory) => return Err(Reason::NoMemory),
+        Err(_) => return Ok(None),
+        Ok(segment) => segment,
     };
-    let (rx, tx) = (lock_stream(fd, Way::Rx)?, lock_stream(fd, Way::Tx)?);
+    let Some(endpoint) = establish::inherited(fd, side)? else {
+        segment.discard();
+        return Ok(None);
+    };
+    let (Some(rx), Some(tx)) = (lock_stream(fd, Way::Rx), lock_stream(fd, Way::Tx)) else { return Err(Reason::NoMemory) };
     endpoint.join(segment);
     rx.slot.rx_mode.store(MODE_RING, Relaxed);
     tx.slot.tx_mode.store(MODE_FINAL, Relaxed);
@@ -261,5 +281,5 @@ fn adopt_one(fd: c_int, memfd: c_int, side: c_int) -> Option<&'static Endpoint> 
     if let Some(ledger) = init::ledger() {
         slots::mark_plain(ledger, rx.slot, Reason::DescriptorTravels);
     }
-    Some(endpoint)
+    Ok(Some(endpoint))
 }

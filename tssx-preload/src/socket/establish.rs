@@ -116,8 +116,11 @@ fn select(fd: c_int, path: u32, role: u32) {
 }
 
 /// A connection that the last image of this process has left with us, bytes in a ring included. It was selected there, so that it is ours
-/// even where the kernel does not tell its name.
-pub(crate) fn inherited(fd: c_int, side: Side) -> Option<&'static Endpoint> {
+/// even where the kernel does not tell its name. `None`: it is no connection of that kind.
+///
+/// # Errors
+/// [`Reason::NoMemory`].
+pub(crate) fn inherited(fd: c_int, side: Side) -> Result<Option<&'static Endpoint>, Reason> {
     let named = match side {
         Side::Acceptor => sys::getsockname(fd),
         Side::Connector => sys::getpeername(fd),
@@ -126,12 +129,14 @@ pub(crate) fn inherited(fd: c_int, side: Side) -> Option<&'static Endpoint> {
         (sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] }, size_of::<libc::sa_family_t>());
     let (address, length) = named.unwrap_or(nameless);
     if c_int::from(address.sun_family) != libc::AF_UNIX || !is_stream(fd) {
-        return None;
+        return Ok(None);
     }
     let (name, length) = name_of(&address, length);
-    let path = slots::path_index(init::ledger()?, name.get(..length).unwrap_or(&[]))?;
+    let ledger = init::ledger().ok_or(Reason::NoMemory)?;
+    let path = slots::path_index(ledger, name.get(..length).unwrap_or(&[])).ok_or(Reason::NoMemory)?;
     let _gate = process::enter_gate();
-    Endpoint::select(fd, path, if side == Side::Acceptor { ROLE_ACCEPTOR } else { ROLE_CONNECTOR })
+    let role = if side == Side::Acceptor { ROLE_ACCEPTOR } else { ROLE_CONNECTOR };
+    Endpoint::select(fd, path, role).map(Some).ok_or(Reason::NoMemory)
 }
 
 /// Looks the listener's name up once and remembers the answer for the descriptor.

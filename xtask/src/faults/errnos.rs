@@ -13,6 +13,8 @@ use nix::errno::Errno::{
 };
 use nix::libc;
 
+use super::heap;
+
 /// One system call.
 pub(super) struct Call {
     number: i64,
@@ -107,6 +109,7 @@ const CALLS: &[Call] = &[
     call(libc::SYS_dup3, "dup3", &[], &[EBUSY, EINTR, EMFILE]),
     call(libc::SYS_execve, "execve", &[], &[E2BIG, EACCES, EAGAIN, EIO, ENOMEM, ENOENT]),
     needed(libc::SYS_mmap, "mmap", &[ENOMEM, EAGAIN, ENFILE, EPERM], &[ENOMEM]),
+    needed(heap::NUMBER.cast_signed(), "malloc", &[], &[ENOMEM]),
     needed(libc::SYS_munmap, "munmap", &[ENOMEM], &[ENOMEM]),
     needed(libc::SYS_mprotect, "mprotect", &[ENOMEM, EACCES], &[ENOMEM]),
     needed(libc::SYS_mremap, "mremap", &[ENOMEM, EAGAIN], &[ENOMEM]),

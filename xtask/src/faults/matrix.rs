@@ -11,9 +11,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 
+use super::heap::Heap;
 use super::scenario::{self, Report, Scenario};
 use super::site::Site;
 use super::symbols::Symbols;
@@ -27,7 +28,8 @@ const ATTEMPTS: usize = 5;
 
 /// One fault in one scenario.
 pub(super) struct Cell {
-    scenario: &'static Scenario,
+    /// In which program.
+    pub scenario: &'static Scenario,
     /// What fails.
     pub fault: Fault,
 }
@@ -36,6 +38,13 @@ impl fmt::Display for Cell {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let call = errnos::of(self.fault.number).map_or("?", |call| call.name);
         let (scenario, errno, when) = (self.scenario.name, self.fault.errno, self.fault.when);
+        match when {
+            When::Allocation(number) => return write!(out, "{scenario}: allocation {number}, {} [{call}]", self.fault.site),
+            When::AllocationsFrom(number) => {
+                return write!(out, "{scenario}: all allocations from {number} on, {} [{call}]", self.fault.site);
+            }
+            _ => {}
+        }
         if when == When::Everywhere {
             return write!(out, "{scenario}: {call} everywhere {errno:?}");
         }
@@ -122,7 +131,7 @@ fn wanted<'a>(errnos: &'a [Errno], options: &Options) -> impl Iterator<Item = &'
 /// It cannot be started or traced.
 pub(super) fn run(tracer: &mut Tracer, scenario: &Scenario, fault: Option<&Fault>) -> Result<(Run, Vec<Report>)> {
     let directory = tempfile::tempdir()?;
-    let mut command = scenario::command(scenario, directory.path(), &tracer.symbols().path);
+    let mut command = scenario::command(scenario, directory.path(), &tracer.symbols().path, tracer.heap());
     let said = directory.path().join("said");
     command.stdin(Stdio::null()).stdout(File::create(&said)?).stderr(OpenOptions::new().append(true).open(&said)?);
     let run = tracer.run(&mut command, fault, DEADLINE)?;
@@ -135,11 +144,11 @@ pub(super) fn run(tracer: &mut Tracer, scenario: &Scenario, fault: Option<&Fault
 ///
 /// # Errors
 /// One cannot be played at all.
-pub(super) fn play(cells: &[Cell], library: &Path, jobs: usize) -> Result<Vec<Played>> {
+pub(super) fn play(cells: &[Cell], library: &Path, heap: Option<&Heap>, jobs: usize) -> Result<Vec<Played>> {
     let next = AtomicUsize::new(0);
     let played = Mutex::new(Vec::new());
     let work = || -> Result<()> {
-        let mut tracer = Tracer::new(Symbols::read(library)?);
+        let mut tracer = Tracer::new(Symbols::read(library)?, heap.cloned());
         loop {
             let index = next.fetch_add(1, Relaxed);
             let Some(cell) = cells.get(index) else { return Ok(()) };
@@ -167,4 +176,30 @@ fn play_one(tracer: &mut Tracer, cell: &Cell) -> Result<Played> {
         judge::without_fault(&run, &reports).context("without its fault")?;
     }
     Ok(Played { unmet: true, ..Played::default() })
+}
+
+/// Prints what is not right, and the sums.
+///
+/// # Errors
+/// A cell is wrong.
+pub(super) fn judged(cells: &[Cell], played: &[Played]) -> Result<()> {
+    let mut wrong = 0;
+    for (cell, played) in cells.iter().zip(played) {
+        if let Some(what) = &played.wrong {
+            wrong += 1;
+            println!("WRONG {cell}: {what}");
+        }
+    }
+    let unmet: Vec<&Cell> = cells.iter().zip(played).filter(|(_, played)| played.unmet).map(|(cell, _)| cell).collect();
+    for cell in &unmet {
+        println!("not passed again: {cell}");
+    }
+    let told = played.iter().filter(|played| played.told).count();
+    let right = cells.len() - wrong - unmet.len();
+    println!(
+        "{right} right, of which in {told} the program was told; {wrong} wrong; {} whose site was not passed again",
+        unmet.len()
+    );
+    ensure!(wrong == 0, "{wrong} cells are wrong");
+    Ok(())
 }

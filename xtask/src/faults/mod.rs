@@ -3,10 +3,12 @@
 //! A census runs every [`scenario`] under [`tracer`] and notes which of the library's lines make which system calls ([`symbols`] knows them
 //! all; [`unreached`] says why one may be missing). Then each call site is given each of its errors ([`errnos`]): the first time it is
 //! passed, the second time, and always ([`matrix`]); and the programs must not notice, or be told what the kernel would tell ([`judge`]).
-//! The library is the one that is shipped.
+//! Then memory is not to be had, by each allocation in turn ([`allocations`]). The library is the one that is shipped.
 
+mod allocations;
 mod errnos;
 mod exceptions;
+mod heap;
 mod judge;
 mod matrix;
 mod scenario;
@@ -43,6 +45,9 @@ pub(crate) struct Options {
     /// Only this scenario; may be given several times
     #[arg(long)]
     scenario: Vec<String>,
+    /// Only memory that is not to be had
+    #[arg(long)]
+    allocations: bool,
     /// Two errors for each site, and one scenario
     #[arg(long)]
     short: bool,
@@ -61,7 +66,16 @@ impl Options {
     /// What `cargo xtask test` plays.
     pub(crate) fn short(library: &Path) -> Self {
         let library = Some(library.to_owned());
-        Self { site: String::new(), errno: None, scenario: Vec::new(), short: true, list: false, jobs: 4, library }
+        Self {
+            site: String::new(),
+            errno: None,
+            scenario: Vec::new(),
+            allocations: false,
+            short: true,
+            list: false,
+            jobs: 4,
+            library,
+        }
     }
 
     fn wants(&self, scenario: &Scenario) -> bool {
@@ -78,7 +92,17 @@ type Census = BTreeMap<(Site, u64), Vec<(&'static Scenario, u32)>>;
 /// A cell that is not right, a site that no scenario reaches and nothing excuses, or a scenario that fails without a fault.
 pub(crate) fn faults(options: &Options) -> Result<()> {
     let library = build::library(options.library.as_deref(), false)?.context("the library is what fails")?;
-    let mut tracer = Tracer::new(Symbols::read(&library)?);
+    let calls = if options.allocations { Ok(()) } else { system_calls(options, &library) };
+    let is_whole = options.site.is_empty() && options.errno.is_none();
+    let memory = if options.allocations || is_whole { allocations::play(options, &library) } else { Ok(()) };
+    match (calls, memory) {
+        (Err(calls), Err(memory)) => Err(calls.context(memory)),
+        (calls, memory) => calls.and(memory),
+    }
+}
+
+fn system_calls(options: &Options, library: &Path) -> Result<()> {
+    let mut tracer = Tracer::new(Symbols::read(library)?, None);
     let known = tracer.symbols().own_sites()?;
     let census = census(options, &mut tracer)?;
     let reached: BTreeSet<&Site> = census.keys().map(|(site, _)| site).collect();
@@ -89,7 +113,7 @@ pub(crate) fn faults(options: &Options) -> Result<()> {
     }
     let cells = matrix::cells(&census, options)?;
     ensure!(!cells.is_empty(), "nothing is to fail: no site that is reached matches --site, --errno and --scenario");
-    let played = matrix::play(&cells, &library, options.jobs)?;
+    let played = matrix::play(&cells, library, None, options.jobs)?;
     report_cells(&cells, &played)?;
     let programs = cells.iter().any(|cell| !cell.fault.site.own);
     ensure!(!programs || played.iter().any(|played| played.told), "no program was ever told of an error: nothing was injected");
@@ -139,21 +163,9 @@ fn report_sites(options: &Options, known: &BTreeSet<Site>, census: &Census, miss
 }
 
 fn report_cells(cells: &[Cell], played: &[Played]) -> Result<()> {
-    let mut wrong = 0;
-    for (cell, played) in cells.iter().zip(played) {
-        if let Some(what) = &played.wrong {
-            wrong += 1;
-            println!("WRONG {cell}: {what}");
-        }
-    }
-    let unmet: Vec<&Cell> = cells.iter().zip(played).filter(|(_, played)| played.unmet).map(|(cell, _)| cell).collect();
-    for cell in &unmet {
-        println!("not passed again: {cell}");
-    }
     let sites: BTreeSet<_> = cells.iter().map(|cell| (&cell.fault.site, cell.fault.number)).collect();
     let errnos: BTreeSet<_> = cells.iter().map(|cell| cell.fault.errno as i32).collect();
     let kinds = |kind: fn(&When) -> bool| cells.iter().filter(|cell| kind(&cell.fault.when)).count();
-    let told = played.iter().filter(|played| played.told).count();
     println!(
         "{} call sites × their errors ({} different): {} cells ({} once, {} for a while, {} always, {} at all sites)",
         sites.len(),
@@ -169,11 +181,5 @@ fn report_cells(cells: &[Cell], played: &[Played]) -> Result<()> {
     for why in known {
         println!("known not to be what the kernel does: {why}");
     }
-    let right = cells.len() - wrong - unmet.len();
-    println!(
-        "{right} right, of which in {told} the program was told; {wrong} wrong; {} whose site was not passed again",
-        unmet.len()
-    );
-    ensure!(wrong == 0, "{wrong} cells are wrong");
-    Ok(())
+    matrix::judged(cells, played)
 }

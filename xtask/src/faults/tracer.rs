@@ -1,7 +1,7 @@
 //! One run of a scenario under ptrace(2): every system call of every process is looked at, and one of the library's is answered in the
 //! kernel's place.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::heap::{self, Heap};
 use super::site::Site;
 use super::symbols::Symbols;
 use super::unwind::{Spot, Unwinder};
@@ -31,6 +32,10 @@ pub(super) enum When {
     Always,
     /// All of the library's own calls of this system call, at whatever site: an older kernel, or a filter.
     Everywhere,
+    /// Of all calls of the run that take memory ([`heap::takes_memory`]) the one of this number, from 0.
+    Allocation(u32),
+    /// That one and all that follow: no memory is left.
+    AllocationsFrom(u32),
 }
 
 /// What is to fail.
@@ -50,16 +55,31 @@ impl When {
     /// Whether the call of this number, from 0, is among them.
     fn includes(self, this: u32) -> bool {
         match self {
-            Self::Only(number) => number == this,
+            Self::Only(number) | Self::Allocation(number) => number == this,
             Self::Spell(count) => this < count,
+            Self::AllocationsFrom(first) => this >= first,
             Self::Always | Self::Everywhere => true,
         }
+    }
+
+    /// Whether calls are counted that take memory, wherever they are made.
+    pub(super) fn is_of_memory(self) -> bool {
+        matches!(self, Self::Allocation(_) | Self::AllocationsFrom(_))
+    }
+
+    /// Whether nothing is of interest behind the first.
+    fn is_single(self) -> bool {
+        matches!(self, Self::Only(_) | Self::Allocation(_))
     }
 }
 
 impl Fault {
-    fn is_at(&self, site: &Site) -> bool {
-        if self.when == When::Everywhere { site.own } else { *site == self.site }
+    fn aims_at(&self, site: &Site, number: u64) -> bool {
+        match self.when {
+            When::Allocation(_) | When::AllocationsFrom(_) => heap::takes_memory(site, number),
+            When::Everywhere => number == self.number && site.own,
+            _ => number == self.number && *site == self.site,
+        }
     }
 }
 
@@ -68,8 +88,12 @@ impl Fault {
 pub(super) struct Run {
     /// The library's calls, and how often each was made.
     pub calls: BTreeMap<(Site, u64), u32>,
+    /// The library's calls that take memory, in their order.
+    pub allocations: Vec<(Site, u64)>,
     /// How many calls were answered in the kernel's place.
     pub injected: u32,
+    /// At which sites.
+    pub failed: BTreeSet<Site>,
     /// Processes that a signal has ended.
     pub killed: Vec<Signal>,
     /// The exit status of the first process.
@@ -117,6 +141,7 @@ impl Modules {
 /// Runs scenarios, one after the other, and remembers what it learnt of the files.
 pub(super) struct Tracer {
     symbols: Symbols,
+    heap: Option<Heap>,
     unwinders: HashMap<PathBuf, Option<Unwinder>>,
     sites: HashMap<Vec<u64>, Site>,
 }
@@ -135,10 +160,24 @@ struct State<'a> {
     quiet: bool,
 }
 
+impl State<'_> {
+    /// Counts a call of the library; how many came before it there.
+    fn count(&mut self, site: &Site, number: u64) -> u32 {
+        let passed = self.run.calls.entry((site.clone(), number)).or_insert(0);
+        *passed += 1;
+        *passed - 1
+    }
+}
+
 impl Tracer {
-    /// For the library that `symbols` was read from.
-    pub(super) fn new(symbols: Symbols) -> Self {
-        Self { symbols, unwinders: HashMap::new(), sites: HashMap::new() }
+    /// For the library that `symbols` was read from; with `heap`, allocations are seen too.
+    pub(super) fn new(symbols: Symbols, heap: Option<Heap>) -> Self {
+        Self { symbols, heap, unwinders: HashMap::new(), sites: HashMap::new() }
+    }
+
+    /// What makes allocations seen.
+    pub(super) fn heap(&self) -> Option<&Heap> {
+        self.heap.as_ref()
     }
 
     /// What is known of the library.
@@ -257,7 +296,7 @@ impl Tracer {
             let mut registers = ptrace::getregs(pid)?;
             registers.rax = i64::from(-(errno as i32)).cast_unsigned();
             ptrace::setregs(pid, registers)?;
-            state.quiet = state.fault.is_some_and(|fault| matches!(fault.when, When::Only(_)));
+            state.quiet = state.fault.is_some_and(|fault| fault.when.is_single());
         }
         Ok(())
     }
@@ -266,12 +305,17 @@ impl Tracer {
         let mut registers = ptrace::getregs(pid)?;
         let Some(site) = self.site(state, pid, &registers) else { return Ok(()) };
         let number = registers.orig_rax;
-        let aimed = state.fault.filter(|fault| fault.number == number && fault.is_at(&site));
-        let passed = state.run.calls.entry((site, number)).or_insert(0);
-        let this = *passed;
-        *passed += 1;
+        let aimed = state.fault.filter(|fault| fault.aims_at(&site, number));
+        let mut this = state.count(&site, number);
+        if heap::takes_memory(&site, number) {
+            if state.fault.is_some_and(|fault| fault.when.is_of_memory()) {
+                this = u32::try_from(state.run.allocations.len())?;
+            }
+            state.run.allocations.push((site.clone(), number));
+        }
         let Some(fault) = aimed.filter(|fault| fault.when.includes(this)) else { return Ok(()) };
         state.run.injected += 1;
+        state.run.failed.insert(site);
         state.answers.insert(pid, fault.errno);
         // A close that fails has closed all the same (close(2), "Dealing with error returns from close").
         if number != libc::SYS_close.cast_unsigned() {
@@ -293,7 +337,7 @@ impl Tracer {
         let mut chain = Vec::new();
         if own {
             chain.push(spot.instruction - bias - 1);
-        } else if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libc.so")) {
+        } else if !heap::is_between(self.heap.as_ref(), path, registers.orig_rax) {
             return None;
         }
         while chain.last().is_none_or(|last| self.symbols.is_door(*last)) {
@@ -303,6 +347,11 @@ impl Tracer {
             spot = unwinder.caller(spot, bias, read)?;
             let (path, bias) = modules.find(spot.instruction)?;
             if *path != self.symbols.path {
+                // The function of libc's that the library has called may call others before one of them takes memory.
+                let deeper = chain.is_empty() && registers.orig_rax == heap::NUMBER;
+                if deeper && heap::is_between(self.heap.as_ref(), path, heap::NUMBER) {
+                    continue;
+                }
                 return None;
             }
             chain.push(spot.instruction - bias - 1);

@@ -10,10 +10,10 @@ use anyhow::{Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Shutdown, shutdown};
-use nix::unistd::execv;
+use nix::unistd::{dup2_stdin, execv};
 
 use super::stream::{Stream, gone_early};
-use super::{Early, Program, Scenario};
+use super::{Early, Program, Scenario, raw};
 use crate::paths;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -22,6 +22,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("fork-of-the-server", forks_as_server, talk_long_as_client),
     Scenario::new("exec", sends_before_exec, becomes_another),
     Scenario::new("exec-behind-the-end", ends_before_exec, becomes_another_at_end),
+    Scenario::new("exec-as-input", ends_before_exec, becomes_another_with_input),
     Scenario::new("exec-fails", sends_before_exec, becomes_nobody),
     Scenario::new("spawn", spawned_for, spawns),
 ];
@@ -104,6 +105,15 @@ fn becomes_another_at_end(program: &Program, mut stream: Stream) -> Result<()> {
     become_image(program, &stream, "exec-behind-the-end")
 }
 
+/// The connection is the other program's standard input, which libc reads by itself.
+fn becomes_another_with_input(program: &Program, mut stream: Stream) -> Result<()> {
+    stream.talk(program, PART)?;
+    stream.receive(program, 100)?;
+    super::rules::await_file(program, "ended");
+    program.attempt("dup2", || dup2_stdin(&stream.fd))?;
+    become_image_with(program, 0, "exec-as-input")
+}
+
 /// An exec that fails, and leaves everything as it was.
 fn becomes_nobody(program: &Program, mut stream: Stream) -> Result<()> {
     stream.talk(program, PART)?;
@@ -119,9 +129,13 @@ fn becomes_nobody(program: &Program, mut stream: Stream) -> Result<()> {
 
 fn become_image(program: &Program, stream: &Stream, scenario: &str) -> Result<()> {
     program.attempt("fcntl", || fcntl(&stream.fd, FcntlArg::F_SETFD(FdFlag::empty())))?;
+    become_image_with(program, stream.raw(), scenario)
+}
+
+fn become_image_with(program: &Program, fd: i32, scenario: &str) -> Result<()> {
     let failures = program.failures.borrow().clone();
     ensure!(failures.is_empty() || program.report_before_exec(&failures).is_ok(), "cannot report");
-    let number = stream.raw().to_string();
+    let number = fd.to_string();
     let words = ["xtask", "faults-end", "--scenario", scenario, "--inherited", &number, "--directory"];
     let mut words: Vec<CString> = words.into_iter().map(CString::new).collect::<Result<_, _>>()?;
     words.push(CString::new(program.directory.as_os_str().as_bytes())?);
@@ -135,6 +149,12 @@ pub(super) fn second_image(program: &Program, scenario: &str, fd: OwnedFd) -> Re
     if scenario == "exec-behind-the-end" {
         let mut stream = Stream::at(fd, true, talked, talked + 100);
         stream.receive(program, UNREAD - 100)?;
+        return stream.end(program);
+    }
+    if scenario == "exec-as-input" {
+        let input = raw::File::input();
+        let mut stream = Stream::at(fd, true, talked, talked + 100);
+        stream.receive_by(program, UNREAD - 100, "fread", |_, into| input.read(into))?;
         return stream.end(program);
     }
     let mut stream = Stream::at(fd, true, talked + 64, talked + 100);

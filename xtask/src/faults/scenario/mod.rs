@@ -11,6 +11,7 @@ mod places;
 mod raw;
 mod ready;
 mod rules;
+mod stdio;
 mod stream;
 mod talks;
 
@@ -39,12 +40,18 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, pipe2};
 use serde::{Deserialize, Serialize};
 
+use super::heap::Heap;
 use crate::environment::without_library;
 use crate::paths;
 use stream::Stream;
 
 /// How often a program makes a call that fails.
 const TRIES: usize = 4;
+
+/// The exit status of a program that cannot begin: the dynamic linker's, and the library's where it has no memory for what is left to it.
+const CANNOT_BEGIN: i32 = 127;
+/// The call that fails then, though whoever has made it cannot be told any more.
+pub(super) const BEGINNING: &str = "the beginning of another image";
 
 /// What one end does, given its connection.
 type End = fn(&Program, Stream) -> Result<()>;
@@ -71,10 +78,18 @@ impl Scenario {
 
 /// All of them.
 pub(super) fn all() -> Vec<&'static Scenario> {
-    [talks::SCENARIOS, rules::SCENARIOS, ready::SCENARIOS, family::SCENARIOS, passing::SCENARIOS, places::SCENARIOS]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        talks::SCENARIOS,
+        rules::SCENARIOS,
+        ready::SCENARIOS,
+        family::SCENARIOS,
+        passing::SCENARIOS,
+        places::SCENARIOS,
+        stdio::SCENARIOS,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Options of a scenario's first process.
@@ -89,15 +104,21 @@ pub(crate) struct EndOptions {
     /// To be traced, and to become the scenario with this library
     #[arg(long)]
     library: Option<PathBuf>,
+    /// With this in the allocator's place
+    #[arg(long)]
+    heap: Option<PathBuf>,
     /// To go on as another image, with this connection
     #[arg(long)]
     inherited: Option<i32>,
 }
 
 /// The command that starts a scenario.
-pub(super) fn command(scenario: &Scenario, directory: &Path, library: &Path) -> Command {
+pub(super) fn command(scenario: &Scenario, directory: &Path, library: &Path, heap: Option<&Heap>) -> Command {
     let mut command = Command::new(paths::OWN_PROGRAM);
     command.args(["faults-end", "--scenario", scenario.name, "--directory"]).arg(directory).arg("--library").arg(library);
+    if let Some(heap) = heap {
+        command.arg("--heap").arg(&heap.path);
+    }
     without_library(&mut command);
     command
 }
@@ -111,7 +132,8 @@ pub(crate) fn play(options: &EndOptions) -> Result<()> {
     let scenario = all.into_iter().find(|scenario| scenario.name == options.scenario);
     let scenario = scenario.with_context(|| format!("no scenario {}", options.scenario))?;
     if let Some(library) = &options.library {
-        return Err(start(scenario, &options.directory, library));
+        let preload = options.heap.iter().chain([library]).map(|path| path.display().to_string()).collect::<Vec<_>>();
+        return Err(start(scenario, &options.directory, &preload.join(":")));
     }
     let program = Program::new(&options.directory, if options.inherited.is_some() { "image" } else { "server" })?;
     match options.inherited {
@@ -125,13 +147,13 @@ pub(crate) fn play(options: &EndOptions) -> Result<()> {
 }
 
 /// Asks to be traced and becomes the scenario; returns only if that fails.
-fn start(scenario: &Scenario, directory: &Path, library: &Path) -> anyhow::Error {
+fn start(scenario: &Scenario, directory: &Path, preload: &str) -> anyhow::Error {
     if let Err(error) = ptrace::traceme() {
         return anyhow!("cannot be traced: {error}");
     }
     let mut command = Command::new(paths::OWN_PROGRAM);
     command.args(["faults-end", "--scenario", scenario.name, "--directory"]).arg(directory);
-    command.env("LD_PRELOAD", library).env("USE_TSSX", directory.join(scenario.selects)).current_dir(directory);
+    command.env("LD_PRELOAD", preload).env("USE_TSSX", directory.join(scenario.selects)).current_dir(directory);
     command.env("TSSX_UPGRADE_AFTER", "1").env("TSSX_SPIN_US", scenario.spin_us.to_string());
     if let Some(log) = scenario.log {
         command.env("TSSX_LOG", log);
@@ -297,6 +319,10 @@ impl Program {
             match waitpid(child, None) {
                 Err(Errno::EINTR) => {}
                 Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+                Ok(WaitStatus::Exited(_, CANNOT_BEGIN)) => {
+                    self.note(BEGINNING, Errno::ENOMEM);
+                    bail!(GaveUp)
+                }
                 other => bail!("the child ended by {other:?}"),
             }
         }
