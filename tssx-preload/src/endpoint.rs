@@ -127,6 +127,9 @@ pub(crate) fn lock_stream(fd: c_int, way: Way) -> Option<Locked> {
     Some(Locked { endpoint, slot, segment: endpoint.segment(slot), held })
 }
 
+/// Leads nowhere: whatever is asked of the kernel with it fails with EBADF.
+pub(crate) const NO_DESCRIPTOR: c_int = -1;
+
 /// Keeps an endpoint, its slot and its segment while no lock is held.
 pub(crate) struct Pin {
     endpoint: &'static Endpoint,
@@ -136,6 +139,15 @@ impl Pin {
     /// The endpoint that is kept.
     pub(crate) fn endpoint(&self) -> &'static Endpoint {
         self.endpoint
+    }
+}
+
+impl Pin {
+    /// Locks a direction of the endpoint, though no descriptor may lead to it any more.
+    pub(crate) fn lock(&self, way: Way) -> Option<Locked> {
+        let (endpoint, slot) = (self.endpoint, self.endpoint.slot()?);
+        let held = endpoint.lock(slot, way);
+        Some(Locked { endpoint, slot, segment: endpoint.segment(slot), held })
     }
 }
 
@@ -299,9 +311,10 @@ impl Endpoint {
     }
 
     fn keep_socket(&'static self, fd: c_int) {
-        /// Out of the way of programs that count on low numbers.
-        const LOWEST: usize = 200;
-        if let Ok(spare) = tssx_core::sys::fcntl(fd, libc::F_DUPFD_CLOEXEC, LOWEST) {
+        /// Out of the way of programs that count on low numbers; or any, where the limit is low or all of those are taken.
+        const LOWEST: [usize; 2] = [200, 3];
+        let spare = |lowest| tssx_core::sys::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest).ok();
+        if let Some(spare) = LOWEST.into_iter().find_map(spare) {
             process::descriptors::lead(spare, Some(fd_table::Entry::Stream(self)));
             self.spare.store(spare.cast_unsigned() + 1, Release);
         }
@@ -312,10 +325,10 @@ impl Endpoint {
         self.spare.load(Acquire).checked_sub(1).map(u32::cast_signed).or_else(|| fd_table::find_stream(self))
     }
 
-    /// `fd` if it leads here still, else another descriptor that does, if there is one.
+    /// `fd` if it leads here still, else another descriptor that does, or [`NO_DESCRIPTOR`]: the number may be another file's by now.
     pub(crate) fn descriptor(&'static self, fd: c_int) -> c_int {
         let same = fd_table::stream(fd).is_some_and(|endpoint| core::ptr::eq(endpoint, self));
-        if same { fd } else { self.other_descriptor().unwrap_or(fd) }
+        if same { fd } else { self.other_descriptor().unwrap_or(NO_DESCRIPTOR) }
     }
 
     /// Unread doorbells would make the kernel tell the peer ECONNRESET, as for unread data; unread data in the ring must do so.

@@ -173,7 +173,7 @@ pub(crate) fn receive(
                 None => return errno::from_bytes(plain()),
                 // The descriptor was closed while the call was asleep: it goes on with the file that it began with.
                 Some(Some(spare)) if spare != call.fd => call.fd = spare,
-                Some(_) => return if call.got > 0 { Ok(call.got) } else { call.waited },
+                Some(_) => return super::kept::rest_without_descriptor(&mut call),
             }
             continue;
         };
@@ -205,7 +205,7 @@ pub(crate) fn receive(
             },
         };
         if !call.told {
-            no_ancillary_data(call.fd, message, flags, result, call.interrupted);
+            no_ancillary(call.fd, message, flags, result, call.interrupted);
         }
         if matches!(result, Ok(0) | Err(Errno(libc::ECONNRESET))) {
             fd_table::stream(fd).into_iter().for_each(alive::doubt);
@@ -242,7 +242,7 @@ pub(crate) fn receive_nothing(fd: c_int, flags: c_int, message: *mut libc::msghd
     if result == Ok(1) && in_kernel() {
         return errno::from_bytes(plain()).map(|_| 1);
     }
-    no_ancillary_data(fd, message, flags, result, None);
+    no_ancillary(fd, message, flags, result, None);
     // SAFETY: as above.
     if let Some(message) = unsafe { message.as_mut() }.filter(|_| result.is_ok()) {
         message.msg_namelen = named.msg_namelen;
@@ -284,13 +284,13 @@ fn may_hold_bytes(fd: c_int, rx: &Locked) -> bool {
     }
 }
 
-/// What `recvmsg` says besides the bytes when they came from a ring: no control messages, no flags, and the peer's name.
-fn no_ancillary_data(fd: c_int, message: *mut libc::msghdr, flags: c_int, result: Result<usize>, interrupted: Option<Errno>) {
+/// What `recvmsg` says besides the bytes when they came from a ring: no control messages, no flags, and the peer's name. `by`: what has ended its wait.
+pub(super) fn no_ancillary(fd: c_int, message: *mut libc::msghdr, flags: c_int, result: Result<usize>, by: Option<Errno>) {
     // SAFETY: null, or the header that the program passed to recvmsg(2), which writes it.
     let Some(message) = (unsafe { message.as_mut() }).filter(|_| result.is_ok()) else { return };
     message.msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
     // The kernel gives credentials as a receive ends, but not as a signal ends it.
-    let any = interrupted.is_none_or(|errno| errno != Errno(libc::EINTR)).then_some(result != Ok(0));
+    let any = by.is_none_or(|errno| errno != Errno(libc::EINTR)).then_some(result != Ok(0));
     // SAFETY: as above.
     unsafe { ancillary::nobodys_credentials(fd, message, any) };
     if !message.msg_name.is_null() {
@@ -361,7 +361,7 @@ fn through_kernel(call: &mut Call<'_, '_>, rx: Locked, plain: &impl Fn() -> isiz
             Err(errno) => {
                 let result = reset::failed(slot, &segment, errno);
                 // The kernel has failed, and has written nothing into the header.
-                no_ancillary_data(fd, call.message, call.flags, result, None);
+                no_ancillary(fd, call.message, call.flags, result, None);
                 result
             }
             Ok(received) => {
@@ -409,7 +409,7 @@ fn from_ring(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment) -> Step {
 }
 
 /// What came of taking bytes from the ring.
-enum Taken {
+pub(super) enum Taken {
     /// A signal handler of this thread took from it meanwhile: look again.
     Disturbed,
     /// The program's memory cannot be written; the bytes stay.
@@ -419,7 +419,7 @@ enum Taken {
 }
 
 /// Copies out and frees the space.
-fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: Consumer<'_>) -> Taken {
+pub(super) fn take(call: &mut Call<'_, '_>, rx: &Locked, segment: &Segment, mut consumer: Consumer<'_>) -> Taken {
     let mut wanted = (call.parts.total() - call.got).min(usize::try_from(consumer.available()).unwrap_or(0));
     let good = call.parts.accessible(call.got, wanted, Access::Write);
     if good < wanted {

@@ -1,6 +1,8 @@
 //! Call sites that are judged otherwise than the rest, each with its reason.
 
-use nix::errno::Errno::{self, EBADF, EIO, ENOMEM, ENOSPC};
+use std::collections::BTreeSet;
+
+use nix::errno::Errno::{self, ECONNRESET, EIO, ENOMEM, ENOSPC};
 
 use super::site::Site;
 
@@ -25,14 +27,15 @@ const LEFT_OUT: &[Exception] = &[
         &[],
         "the program's own munmap, mprotect or mremap, whose answer is passed on; libc and the Rust runtime call them too, and give up",
     ),
-    (
-        "end_ring",
-        "setsockopt",
-        &[],
-        "puts back the size that the same call has changed at the switch; where that fails, nothing switches",
-    ),
     ("put", "write", &[EIO, ENOSPC], "a pipe has no device"),
 ];
+
+/// Where a fault leads to what the kernel would not do: a site, a program, and the reason.
+const KNOWN: &[(&str, &str, &str, &str)] =
+    &[("end_ring", "setsockopt", "exec", SMALL_BUFFER), ("end_ring", "setsockopt", "exec-fails", SMALL_BUFFER)];
+
+const SMALL_BUFFER: &str = "where a filter forbids setsockopt(2) in the middle of a connection, the send buffer stays small: what has to go back to a peer \
+    that becomes another program goes as far as that takes it, and on only at the next call";
 
 /// Another error that the program is told instead.
 pub(super) struct Answer {
@@ -50,9 +53,9 @@ const ANSWERS: &[Answer] = &[
     Answer {
         function: "keep_socket",
         door: "fcntl",
-        errno: EBADF,
+        errno: ECONNRESET,
         is_fault: true,
-        why: "a blocked read ends (EBADF) when another thread closes its number, where the process can have no more descriptors",
+        why: "the peer of a blocked read may be told of a reset instead of the end, when another thread has closed the read's number and the process can have no more descriptors",
     },
     Answer {
         function: "new",
@@ -89,4 +92,18 @@ pub(super) fn is_programs(site: &Site) -> bool {
 /// Why the site is not given the error at that site alone.
 pub(super) fn left_out(site: &Site, errno: Errno) -> Option<&'static str> {
     LEFT_OUT.iter().find(|exception| is(site, Some(errno), exception)).map(|(.., why)| *why)
+}
+
+/// Why this program would not end right with an error of the site.
+pub(super) fn known(site: &Site, scenario: &str) -> Option<&'static str> {
+    let is = |(function, door, program, _): &&(&str, &str, &str, &str)| {
+        site.own && *function == site.place.function && *door == site.place.door && *program == scenario
+    };
+    KNOWN.iter().find(is).map(|(.., why)| *why)
+}
+
+/// All that is known to be otherwise than the kernel's.
+pub(super) fn all_known() -> BTreeSet<&'static str> {
+    let answers = ANSWERS.iter().filter(|answer| answer.is_fault).map(|answer| answer.why);
+    answers.chain(KNOWN.iter().map(|(.., why)| *why)).collect()
 }

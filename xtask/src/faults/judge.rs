@@ -39,13 +39,15 @@ pub(super) fn with_fault(run: &Run, reports: &[Report], fault: &Fault) -> Result
     let answer = exceptions::answer(&fault.site).filter(|_| !fault.when.is_of_memory());
     let gave_up = reports.iter().any(|report| report.gave_up);
     for report in reports {
-        ensure!(!report.early || gave_up, "the connection of {} ended early: {report:?}", report.who);
+        let excused = |errno: i32| answer.is_some_and(|answer| answer.errno as i32 == errno);
+        let early = report.early && !report.failures.iter().any(|(_, errno)| excused(*errno));
+        ensure!(!early || gave_up, "the connection of {} ended early: {report:?}", report.who);
         for (call, errno) in &report.failures {
             let name = Errno::from_raw(*errno);
             if gave_up && GONE.contains(errno) {
                 continue;
             }
-            if answer.is_some_and(|answer| answer.errno as i32 == *errno) {
+            if excused(*errno) {
                 continue;
             }
             // Another image that cannot have what is left in a ring does not begin.

@@ -87,7 +87,7 @@ pub(super) fn cells(census: &Census, options: &Options) -> Result<Vec<Cell>> {
             }
         }
         // First those that pass it most often.
-        let mut by = by.clone();
+        let mut by: Vec<_> = by.iter().filter(|(scenario, _)| exceptions::known(site, scenario.name).is_none()).copied().collect();
         by.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         for errno in wanted(call.errnos(site.own), options).filter(|errno| exceptions::left_out(site, **errno).is_none()) {
             for (index, (scenario, count)) in by.iter().enumerate() {

@@ -68,13 +68,13 @@ pub(super) fn echo_client(role: &Role) {
     role.note("close", sys::close(fd));
 }
 
-fn limit(what: Resource, soft: u64) {
+pub(super) fn limit(what: Resource, soft: u64) {
     let (_, hard) = getrlimit(what).expect("getrlimit");
     setrlimit(what, soft, hard).expect("a soft limit below the hard one");
 }
 
 /// Back to the hard limit: the end of a role needs files and memory.
-fn all_again(what: Resource) {
+pub(super) fn all_again(what: Resource) {
     limit(what, getrlimit(what).expect("getrlimit").1);
 }
 

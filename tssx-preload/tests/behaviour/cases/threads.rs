@@ -1,9 +1,12 @@
 //! Several threads on one stream: who is woken, who is not, and what stays whole.
 
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::sync::atomic::{AtomicI32, AtomicUsize};
+use std::time::{Duration, Instant};
 
+use nix::sys::resource::Resource;
+
+use super::limits::{all_again, limit};
 use crate::harness::{Case, Expect};
 use crate::role::{BRIEFLY, Role, SOON, write_all};
 use crate::sys;
@@ -16,6 +19,18 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "shutdown-wakes-a-blocked-writer", server: writer_server, client: quiet_client, expect: Expect::Accelerated },
     Case { name: "shutdown-wakes-every-wait", server: waits_server, client: quiet_client, expect: Expect::Accelerated },
     Case { name: "close-does-not-wake-a-blocked-reader", server: close_server, client: close_client, expect: Expect::Accelerated },
+    Case {
+        name: "close-does-not-wake-a-blocked-reader-at-a-low-limit",
+        server: low_server,
+        client: close_client,
+        expect: Expect::Accelerated,
+    },
+    Case {
+        name: "close-does-not-wake-a-blocked-reader-without-a-free-number",
+        server: full_server,
+        client: close_client,
+        expect: Expect::Accelerated,
+    },
     Case { name: "dup2-does-not-wake-a-blocked-reader", server: dup_server, client: close_client, expect: Expect::Accelerated },
     Case {
         name: "records-of-many-threads-stay-whole",
@@ -122,16 +137,56 @@ fn waits_server(role: &Role) {
 
 /// The blocked call keeps the connection: it gets what comes later, and only then the peer sees the end.
 fn close_server(role: &Role) {
+    close_meanwhile(role, || ());
+}
+
+/// Few numbers, of which some are free.
+fn low_server(role: &Role) {
+    close_meanwhile(role, || limit(Resource::RLIMIT_NOFILE, 64));
+    all_again(Resource::RLIMIT_NOFILE);
+}
+
+fn full_server(role: &Role) {
+    let others = close_meanwhile(role, || {
+        limit(Resource::RLIMIT_NOFILE, 64);
+        std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect::<Vec<_>>()
+    });
+    drop(others);
+    all_again(Resource::RLIMIT_NOFILE);
+}
+
+/// Closes what another thread is blocked on, after `before`.
+fn close_meanwhile<T>(role: &Role, before: impl FnOnce() -> T) -> T {
     let fd = role.open_warm();
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| sys::read(fd, &mut [0; 9]));
-        std::thread::sleep(BRIEFLY);
+    let thread = AtomicI32::new(0);
+    let kept = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            thread.store(nix::unistd::gettid().as_raw(), SeqCst);
+            sys::read(fd, &mut [0; 9])
+        });
+        await_asleep(&thread);
+        let kept = before();
         role.note("close", sys::close(fd));
         role.note("not woken", (reader.is_finished(), sys::read(fd, &mut [0; 9])));
         role.meet();
         role.note("what came", reader.join().ok());
+        kept
     });
     role.meet();
+    kept
+}
+
+/// Waits until the thread that leaves its id there is blocked in a system call.
+fn await_asleep(thread: &AtomicI32) {
+    let start = Instant::now();
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", thread.load(SeqCst))).unwrap_or_default();
+        if stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" S")) {
+            return;
+        }
+        assert!(start.elapsed() < SOON, "the thread does not go to sleep: {stat}");
+        std::thread::yield_now();
+    }
 }
 
 fn close_client(role: &Role) {
