@@ -15,7 +15,6 @@
 #![allow(unsafe_code, reason = "lets the kernel read from the ring")]
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::fence;
 
 use crate::in_flight::{self, InFlight};
 use crate::layout::{CONSENT_ENOUGH, CONSENT_REVOKED, STATE_KERNEL, STATE_RING};
@@ -24,6 +23,7 @@ use crate::reason::Reason;
 use crate::ring::producer::Producer;
 use crate::segment::Segment;
 use crate::switchover::Arrival;
+use crate::sync::fence;
 use crate::sys::{self, Errno};
 use crate::{doorbell, switchover};
 
@@ -65,8 +65,8 @@ pub fn settle(fd: i32, slot: &Slot, segment: &Segment) -> bool {
 }
 
 /// Consumer, under the receiving lock: asks the producer to end the ring at its next operation, or never to begin one. A producer
-/// that has not moved by the time it sees this does not move any more, and nothing but the program's bytes is in the kernel's
-/// queue; one that has moved is read to the ring's end.
+/// that has not moved by the time it sees this does not move any more, and one that moves at that very moment looks again and ends its ring
+/// before anything is in it: nothing but the program's bytes is in the kernel's queue. One that has moved is read to the ring's end.
 pub fn ask_for_end(slot: &Slot, segment: &Segment) {
     segment.rx().consent.store(CONSENT_ENOUGH, SeqCst);
     fence(SeqCst);

@@ -16,7 +16,7 @@
 //!
 //! Every step is one-sided: nobody waits for the other end, and either end may die between any two steps.
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use crate::clock;
 use crate::doorbell;
@@ -195,6 +195,13 @@ fn move_in(fd: i32, slot: &Slot, segment: &Segment) -> bool {
     direction.switch_at.store(slot.kernel_tx_bytes.load(Relaxed), Relaxed);
     direction.state.store(STATE_RING, Release);
     slot.tx_mode.store(MODE_RING, Release);
+    // A consumer that asked for the end meanwhile, and saw no ring, takes all that comes for the kernel's: it stores and then looks
+    // ([`crate::recall::ask_for_end`]), and so do we.
+    fence(SeqCst);
+    if direction.consent.load(Acquire) == CONSENT_ENOUGH {
+        end_ring(fd, slot, segment, Reason::SocketOption);
+        return false;
+    }
     true
 }
 

@@ -29,11 +29,15 @@ mod ending;
 mod exclusion;
 pub(crate) mod kernel;
 #[cfg(test)]
+mod recalled;
+#[cfg(test)]
 mod room;
 #[cfg(test)]
 mod wake;
 #[cfg(test)]
 mod warm;
+#[cfg(test)]
+mod winding_down;
 pub(crate) mod world;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a model runs on: a segment in ordinary memory, of which one direction exists, its two ledger slots, a socket.
+//! What a model runs on: a segment in ordinary memory, the two ledger slots and the socket of one of its directions.
 
 #![allow(unsafe_code, reason = "lays a segment out by hand")]
 
@@ -10,7 +10,7 @@ use loom::cell::UnsafeCell;
 
 use super::atomics::{AtomicU32, AtomicU64};
 use super::kernel::Socket;
-use crate::layout::{ASLEEP, DATA_OFFSET, DIRECTIONS_OFFSET, Direction, LINE, SIDES_OFFSET, SideBlock};
+use crate::layout::{ASLEEP, DATA_OFFSET, DIRECTION_SIZE, DIRECTIONS_OFFSET, Direction, LINE, SIDES_OFFSET, SideBlock};
 use crate::ledger::layout::Slot;
 use crate::ring::consumer::SeenTail;
 use crate::ring::producer::SeenHead;
@@ -56,14 +56,16 @@ impl World {
         let layout = Layout::from_size_align(size, LINE).expect("sane");
         // SAFETY: the size is not zero.
         let base = unsafe { alloc_zeroed(layout) };
-        assert!(!base.is_null() && size_of::<Direction>() <= crate::layout::DIRECTION_SIZE && size_of::<SideBlock>() <= LINE);
+        assert!(!base.is_null() && size_of::<Direction>() <= DIRECTION_SIZE && size_of::<SideBlock>() <= LINE);
         for side in [0, 1] {
             let block = SideBlock { joined: AtomicU32::new(1), ..SideBlock::default() };
             // SAFETY: inside the memory, aligned to LINE, and large enough by the assertion above.
             unsafe { base.add(SIDES_OFFSET + side * LINE).cast::<SideBlock>().write(block) };
         }
-        // SAFETY: as above.
-        unsafe { base.add(DIRECTIONS_OFFSET).cast::<Direction>().write(direction()) };
+        for index in [0, 1] {
+            // SAFETY: as above.
+            unsafe { base.add(DIRECTIONS_OFFSET + index * DIRECTION_SIZE).cast::<Direction>().write(direction()) };
+        }
         let followed = usize::try_from(capacity).expect("small").min(FOLLOWED);
         let bytes = (0..followed).map(|_| UnsafeCell::new(())).collect();
         let dead = AtomicU32::new(0);
@@ -116,6 +118,7 @@ impl Drop for World {
             self.base.add(SIDES_OFFSET).cast::<SideBlock>().drop_in_place();
             self.base.add(SIDES_OFFSET + LINE).cast::<SideBlock>().drop_in_place();
             self.base.add(DIRECTIONS_OFFSET).cast::<Direction>().drop_in_place();
+            self.base.add(DIRECTIONS_OFFSET + DIRECTION_SIZE).cast::<Direction>().drop_in_place();
             dealloc(self.base, self.layout);
         }
     }

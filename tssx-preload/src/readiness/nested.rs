@@ -10,6 +10,7 @@ use super::interest::EpollSet;
 use super::scan;
 use super::sleep::{self, Handle};
 use super::state::{self, READABLE};
+use crate::socket::recall;
 
 /// What the rings of the set's streams say.
 pub(super) fn look(set: &'static EpollSet) -> i16 {
@@ -60,6 +61,7 @@ fn take_stale(set: &'static EpollSet) {
             if state::from_rings(rx.slot, &segment) & READABLE == 0 {
                 doorbell::take_doorbells(fd, rx.slot, &segment, stale);
             }
+            recall::answer_if_due(fd, rx.slot, &segment);
         }
     }
 }

@@ -115,6 +115,7 @@ pub(crate) fn interpret(fd: c_int, rx: &Locked, segment: &Segment, events: i16, 
         } else if revents & READABLE != 0 && !is_end(fd, rx, segment) {
             ready &= !READABLE;
         }
+        recall::answer_if_due(fd, rx.slot, segment);
     }
     // Doorbells that are not taken yet can make the kernel say "not writable" while the ring has room.
     ready |= from_rings(rx.slot, segment) & WRITABLE & events;
@@ -168,6 +169,7 @@ pub(crate) fn arm(fd: c_int) -> bool {
 pub(crate) fn prepare_to_wait(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
     switch_if_due(fd, rx, segment);
     if rx.slot.rx_mode.load(Relaxed) != MODE_RING {
+        recall::answer_if_due(fd, rx.slot, segment);
         // The kernel knows; if the peer switches meanwhile, it rings (the segment is born with a watcher announced).
         return false;
     }
@@ -179,7 +181,9 @@ pub(crate) fn prepare_to_wait(fd: c_int, rx: &Locked, segment: &Segment) -> bool
     if stale > 0 && empty() {
         doorbell::take_doorbells(fd, rx.slot, segment, stale);
     }
-    !empty() || switchover::try_resume(fd, rx.slot, segment)
+    let ready = !empty() || switchover::try_resume(fd, rx.slot, segment);
+    recall::answer_if_due(fd, rx.slot, segment);
+    ready
 }
 
 /// After the kernel's wait.

@@ -33,6 +33,7 @@ fn ask(call: &Call<'_, '_>, endpoint: &Endpoint, slot: &Slot, segment: &Segment)
         return Step::Again;
     }
     let drained = doorbell::drain(call.fd, slot, segment, stale);
+    recall::answer_if_due(call.fd, slot, segment);
     if holds_bytes(segment) {
         if let Drained::Failed(errno) = drained {
             reset::owe(slot, errno);
@@ -83,6 +84,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
     if !alone {
         doorbell::announce(segment);
     }
+    recall::answer_if_due(call.fd, slot, segment);
     if holds_bytes(segment) {
         woken(endpoint, slot, segment, alone, false);
         return Step::Again;

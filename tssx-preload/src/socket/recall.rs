@@ -207,6 +207,14 @@ pub(crate) fn answer(fd: c_int) {
     }
 }
 
+/// After doorbells were taken, before anybody waits for the next: one of them may have told of a recall that came after the last look at it.
+#[inline]
+pub(crate) fn answer_if_due(fd: c_int, slot: &Slot, segment: &Segment) {
+    if is_due(slot, segment) {
+        answer(fd);
+    }
+}
+
 /// Woken for nothing on a connection that the peer gives up: it may be for another.
 pub(super) fn look_elsewhere(segment: &Segment) {
     if recall::is_wanted(segment) {

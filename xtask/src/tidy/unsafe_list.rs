@@ -16,6 +16,7 @@ pub(super) const UNSAFE_FILES: &[&str] = &[
     "tssx-core/src/models/room.rs",
     "tssx-core/src/models/wake.rs",
     "tssx-core/src/models/warm.rs",
+    "tssx-core/src/models/winding_down.rs",
     "tssx-core/src/models/world.rs",
     "tssx-core/src/recall.rs",
     "tssx-core/src/remainder.rs",
