@@ -6,6 +6,7 @@
 use crate::sys;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLMSG_ERROR: u16 = 2;
 const UDIAG_SHOW_VFS: u32 = 0x2;
 const UDIAG_SHOW_PEER: u32 = 0x4;
 const UNIX_DIAG_VFS: u16 = 1;
@@ -40,6 +41,22 @@ pub fn peer(inode: u64) -> Peer {
             Some(inode) => Peer::Inode(u64::from(inode)),
         },
     }
+}
+
+/// Whether the Unix socket with inode `inode` and cookie `cookie` (0: not known) is no more, in the network namespace of the caller; false
+/// where the kernel does not say.
+#[must_use]
+pub fn is_gone(inode: u64, cookie: u64) -> bool {
+    let mut reply = [0_u8; REPLY_MAX];
+    let Some(reply) = ask(inode, UDIAG_SHOW_PEER, &mut reply) else { return false };
+    if attributes(reply, inode).is_some() {
+        // struct unix_diag_msg: family, type, state, pad, inode, cookie. Another socket may have the inode by now.
+        let now = [HEADER + 8, HEADER + 12].map(|offset| u32_at(reply, offset).map_or(0, u64::from));
+        return cookie != 0 && now[0] | now[1] << 32 != cookie;
+    }
+    // struct nlmsgerr: the error, negative.
+    let refused = u16_at(reply, 4) == Some(NLMSG_ERROR);
+    refused && u32_at(reply, HEADER) == Some(libc::ENOENT.wrapping_neg().cast_unsigned())
 }
 
 /// Device (as `st_dev`) and inode of the file that the bound Unix socket with inode `inode` made, however it is called by now.
@@ -142,6 +159,18 @@ mod tests {
         drop(left);
         assert_eq!(peer(number), Peer::Unknown);
         assert_eq!(peer(u64::MAX), Peer::Unknown);
+        assert!(!is_gone(u64::MAX, 0));
+    }
+
+    #[test]
+    fn a_socket_is_gone_when_it_is_closed_and_not_before() {
+        let (left, _right) = UnixStream::pair().expect("pair");
+        let cookie = sys::getsockopt::<u64>(left.as_raw_fd(), libc::SO_COOKIE).expect("cookie");
+        let number = inode(&left);
+        assert!(!is_gone(number, cookie) && !is_gone(number, 0));
+        assert!(is_gone(number, cookie + 1), "another socket has the inode");
+        drop(left);
+        assert!(is_gone(number, cookie) && is_gone(number, 0));
     }
 
     #[test]

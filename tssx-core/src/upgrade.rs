@@ -74,7 +74,7 @@ impl Drop for Turn<'_> {
 impl Turn<'_> {
     /// Makes the step that is due for the socket `fd`.
     pub fn step(&self, fd: i32, slot: &Slot, threshold: u64) -> Step {
-        let step = if slot.holders.load(Relaxed) != 1 {
+        let step = if slot.holder_count() != 1 {
             // A process that shares the connection would have no mapping of the segment.
             Step::Nothing
         } else if slot.role.load(Relaxed) == ROLE_CONNECTOR {
@@ -223,7 +223,8 @@ fn operations(slot: &Slot) -> u64 {
     slot.kernel_tx_calls.load(Relaxed) + slot.kernel_rx_calls.load(Relaxed)
 }
 
-fn own_inode(fd: i32, slot: &Slot) -> Option<u64> {
+/// The inode of the slot's socket `fd`, asked for once; `None` if the kernel does not say.
+pub fn own_inode(fd: i32, slot: &Slot) -> Option<u64> {
     match slot.inode.load(Relaxed) {
         0 => {
             let inode = sys::fstat(fd).ok()?.inode;

@@ -20,13 +20,13 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
 use tssx_core::doorbell;
 use tssx_core::ledger::layout::{MODE_KERNEL, MODE_RING, ROLE_ACCEPTOR, Slot};
-use tssx_core::ledger::slots;
+use tssx_core::ledger::{holders, slots};
 use tssx_core::reclaim::{Pins, lock_named};
 use tssx_core::ring::consumer::SeenTail;
 use tssx_core::ring::producer::{Producer, SeenHead};
 use tssx_core::segment::{Segment, Side};
 use tssx_core::switchover::{self, Arrival};
-use tssx_core::upgrade::Schedule;
+use tssx_core::upgrade::{self, Schedule};
 
 use crate::memory::{Pool, Pooled, ZeroInit};
 use crate::process::held::{self, Held, Kind};
@@ -109,6 +109,17 @@ pub(crate) struct Locked {
     held: Held,
 }
 
+/// Who holds an end more, or no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A child that is about to be forked, more.
+    Child,
+    /// That child, which could not be, no more.
+    NoChild,
+    /// This process, more or, because it becomes another program, no more.
+    Own(bool),
+}
+
 /// Which of the two locks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -177,7 +188,7 @@ impl Endpoint {
         let ledger = init::ledger()?;
         let slot = slots::claim(ledger, path, role, process::pid())?;
         let Some(endpoint) = POOL.take() else {
-            slots::release(ledger, slot);
+            slots::release(ledger, slot, process::pid_for_relatives());
             return None;
         };
         if let Ok(cookie) = tssx_core::sys::getsockopt::<u64>(fd, libc::SO_COOKIE) {
@@ -303,7 +314,7 @@ impl Endpoint {
             if self.pins.others() {
                 // Calls go on in other threads, and the kernel's would keep the file: so do we, for as long as they last.
                 fd.into_iter().for_each(|fd| self.keep_socket(fd));
-            } else if let Some(fd) = fd.filter(|_| slot.holders.load(Relaxed) == 1) {
+            } else if let Some(fd) = fd.filter(|_| slot.holder_count() == 1) {
                 self.prepare_close(fd, slot);
             }
         }
@@ -353,7 +364,7 @@ impl Endpoint {
     /// The end is let go: tells the peer, if nobody else of the family holds it. A thread that is asleep in a call keeps the connection
     /// open, as it keeps the kernel's file.
     fn say_goodbye(slot: &Slot, segment: &Segment) {
-        if slot.holders.load(Relaxed) == 1 {
+        if slot.holder_count() == 1 {
             doorbell::say_finished(segment);
             doorbell::say_gone(segment, true);
         }
@@ -385,7 +396,7 @@ impl Endpoint {
             }
             if let Some(ledger) = init::ledger().filter(|_| share) {
                 log::say_if_never_decided(slot);
-                slots::release(ledger, slot);
+                slots::release(ledger, slot, process::pid_for_relatives());
             }
         }
         // What a section still uses that a handler interrupted is lost to us: nobody says when it ends. Its slot is not, for nobody claims one
@@ -401,7 +412,7 @@ impl Endpoint {
             return;
         }
         crate::socket::recall::answer_at_last(fd); // what the peer asked back must not go with us
-        if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.holders.load(Relaxed) == 1) {
+        if let Some(rx) = lock_stream(fd, Way::Rx).filter(|rx| rx.slot.holder_count() == 1) {
             self.prepare_close(fd, rx.slot);
         }
         let (Some(slot), Some(ledger)) = (self.slot(), init::ledger()) else { return };
@@ -409,7 +420,7 @@ impl Endpoint {
             segment.own_side().holders.fetch_sub(1, Relaxed);
         }
         log::say_if_never_decided(slot);
-        slots::release(ledger, slot);
+        slots::release(ledger, slot, process::pid_for_relatives());
     }
 
     /// Whether only one descriptor of this process leads here.
@@ -430,13 +441,41 @@ impl Endpoint {
     }
 
     /// Counts one holder of this end more or fewer, in ledger and segment: around fork and exec.
-    pub(crate) fn change_holders(&self, more: bool) {
+    pub(crate) fn change_holders(&self, holder: Holder) {
         let Some(slot) = self.slot() else { return };
-        let change = |holders: &AtomicU32| if more { holders.fetch_add(1, AcqRel) } else { holders.fetch_sub(1, AcqRel) };
-        change(&slot.holders);
-        if let Some(segment) = self.segment(slot) {
-            change(&segment.own_side().holders);
+        match holder {
+            Holder::Child => holders::add(slot, 0),
+            Holder::Own(true) => holders::add(slot, process::pid_for_relatives()),
+            Holder::NoChild => holders::withdraw(slot, 0),
+            Holder::Own(false) => holders::withdraw(slot, process::pid_for_relatives()),
         }
+        if let Some(segment) = self.segment(slot) {
+            let shown = &segment.own_side().holders;
+            let _ = if matches!(holder, Holder::Child | Holder::Own(true)) {
+                shown.fetch_add(1, AcqRel)
+            } else {
+                shown.fetch_sub(1, AcqRel)
+            };
+        }
+    }
+
+    /// Before a fork: one holder more. If the child is killed before it has said who it is, only the socket itself tells that it is gone
+    /// (`tssx_core::ledger::holders`).
+    pub(crate) fn count_child(&self, fd: c_int) {
+        if let Some(slot) = self.slot() {
+            let _ = upgrade::own_inode(fd, slot);
+        }
+        self.change_holders(Holder::Child);
+    }
+
+    /// In a child that its parent has counted before it was there: says who it is.
+    pub(crate) fn name_holder(&self) {
+        self.slot().into_iter().for_each(|slot| holders::name(slot, process::pid_for_relatives()));
+    }
+
+    /// In a child that took its parent's place: who holds the end is not known.
+    pub(crate) fn unname_holder(&self) {
+        self.slot().into_iter().for_each(holders::unname);
     }
 }
 

@@ -123,7 +123,7 @@ pub struct Slot {
     pub path: AtomicU32,
     /// Process that selected the connection.
     pub pid: AtomicU32,
-    /// Processes of the family that hold the descriptor.
+    /// Processes of the family that hold the descriptor: the count in the low 9 bits, above them who ([`crate::ledger::holders`]).
     pub holders: AtomicU32,
     /// How many sends on the kernel socket are in progress, in the low 10 bits; above them the process that began the last. A switch waits for 0.
     pub kernel_tx_inflight: AtomicU32,

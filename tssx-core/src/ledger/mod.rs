@@ -9,6 +9,7 @@
 //! - [`view`]: reading a ledger that may be lying (it belongs to another, unprivileged process);
 //! - [`slots`]: claiming and releasing slots and paths, lock-free, so that a killed process leaves no lock.
 
+pub mod holders;
 pub mod layout;
 pub mod slots;
 pub mod view;

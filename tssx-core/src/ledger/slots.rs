@@ -8,18 +8,23 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use super::MEMFD_NAME;
 use super::layout::{
     LEDGER_MAGIC, LEDGER_SIZE, LEDGER_VERSION, LedgerHeader, MODE_KERNEL, NAME_MAX, PATH_CAPACITY, PATH_FREE, PATH_READY,
     PATH_WRITING, SLOT_CAPACITY, SLOT_CLAIMED, SLOT_CLOSED, SLOT_FREE, SLOT_PLAIN, SLOT_SELECTED, SLOT_UPGRADED, Slot,
 };
 use super::view::LedgerView;
+use super::{MEMFD_NAME, holders};
 use crate::lock;
 use crate::reason::Reason;
 use crate::{sync, sys};
 
 /// Slots kept beyond the live ones before closed slots are used again.
 const LINGER_MIN: u32 = 512;
+
+/// From so many open connections on, each claim looks at a few of them: killed processes may have left them so. A few more than one, so that
+/// they do not become many where most are left.
+const LOOK_FROM: u32 = 256;
+const LOOK_AT: u32 = 4;
 
 /// Makes a ledger for this process: a memfd, mapped shared, its descriptor closed again.
 ///
@@ -88,6 +93,10 @@ pub fn claim(ledger: &LedgerView, path: u32, role: u32, pid: u32) -> Option<&Slo
     let span = span(live);
     for _ in 0..span {
         let index = header.claim_cursor.fetch_add(1, Relaxed) % span;
+        if live > LOOK_FROM {
+            let ahead = (0..LOOK_AT).map(|more| (index.wrapping_mul(LOOK_AT).wrapping_add(more) % span) as usize);
+            ahead.filter_map(|index| ledger.slot(index)).for_each(|slot| close_abandoned(ledger, slot, pid));
+        }
         let slot = ledger.slot(index as usize)?;
         if try_claim(slot, path, role, pid) {
             header.slots_live.fetch_add(1, Relaxed);
@@ -128,7 +137,7 @@ fn fill(slot: &Slot, path: u32, role: u32, pid: u32) {
     slot.role.store(role, Relaxed);
     slot.path.store(path, Relaxed);
     slot.pid.store(pid, Relaxed);
-    slot.holders.store(1, Relaxed);
+    slot.holders.store(holders::alone(pid), Relaxed);
     for word in [&slot.cookie, &slot.inode, &slot.peer_inode, &slot.recalled_at, &slot.recalled_left] {
         word.store(0, Relaxed);
     }
@@ -195,20 +204,32 @@ pub fn mark_plain(ledger: &LedgerView, slot: &Slot, reason: Reason) -> bool {
     first
 }
 
-/// One process of the family lets go of the slot. The last one closes it: a connection that never decided is counted under
-/// the reason it had so far. Returns true for the last.
-pub fn release(ledger: &LedgerView, slot: &Slot) -> bool {
-    let Some(state) = close(slot) else { return false };
-    if state == SLOT_SELECTED {
-        count_reason(ledger, slot, slot.reason.load(Relaxed));
-    }
-    ledger.header().slots_live.fetch_sub(1, Relaxed);
+/// A process of the family, `pid` for its relatives, lets go of the slot. The last one closes it: a connection that never decided is
+/// counted under the reason it had so far. Returns true for the last.
+pub fn release(ledger: &LedgerView, slot: &Slot, pid: u32) -> bool {
+    let Some(state) = close(slot, pid) else { return false };
+    closed(ledger, slot, state);
     true
 }
 
 /// One holder fewer. The last one closes the slot, and gets the state that it had.
-pub(crate) fn close(slot: &Slot) -> Option<u32> {
-    (slot.holders.fetch_sub(1, AcqRel) == 1).then(|| slot.state.swap(SLOT_CLOSED, AcqRel))
+pub(crate) fn close(slot: &Slot, pid: u32) -> Option<u32> {
+    holders::remove(slot, pid).then(|| slot.state.swap(SLOT_CLOSED, AcqRel))
+}
+
+fn closed(ledger: &LedgerView, slot: &Slot, state: u32) {
+    if state == SLOT_SELECTED {
+        count_reason(ledger, slot, slot.reason.load(Relaxed));
+    }
+    ledger.header().slots_live.fetch_sub(1, Relaxed);
+}
+
+/// Closes the slot if whoever held it last was killed, or let go of it as another program. For a process `pid`.
+fn close_abandoned(ledger: &LedgerView, slot: &Slot, pid: u32) {
+    let open = || matches!(slot.state.load(Acquire), SLOT_SELECTED | SLOT_UPGRADED | SLOT_PLAIN);
+    if open() && holders::abandoned(slot, pid) {
+        closed(ledger, slot, slot.state.swap(SLOT_CLOSED, AcqRel));
+    }
 }
 
 fn count_reason(ledger: &LedgerView, slot: &Slot, code: u32) {
@@ -254,9 +275,9 @@ mod tests {
         slot.ring_tx_bytes.store(10, Relaxed);
         mark_upgraded(&ledger, slot);
         mark_upgraded(&ledger, slot);
-        assert!(release(&ledger, slot));
+        assert!(release(&ledger, slot, 42));
         let never = claim(&ledger, path, 1, 42).expect("slot");
-        assert!(release(&ledger, never));
+        assert!(release(&ledger, never, 42));
         let sums = ledger.path(path as usize).expect("ready");
         assert_eq!((sums.name(), sums.selected, sums.accelerated), (b"/run/x".as_slice(), 2, 1));
         assert_eq!(sums.reasons[Reason::TooFewOperations as usize], 1);
@@ -269,7 +290,7 @@ mod tests {
         let ledger = create().expect("ledger");
         for _ in 0..10_000 {
             let slot = claim(&ledger, 0, 0, 1).expect("slot");
-            release(&ledger, slot);
+            release(&ledger, slot, 1);
         }
         let used = ledger.header().slots_used.load(Relaxed);
         assert!((LINGER_MIN..=2 * LINGER_MIN).contains(&used), "used {used}");
@@ -295,15 +316,15 @@ mod tests {
         let path = path_index(&ledger, b"/lingers").expect("room");
         let closed = claim(&ledger, path, 0, 1).expect("room");
         let generation = closed.generation.load(Relaxed);
-        release(&ledger, closed);
+        release(&ledger, closed, 1);
         let mut open = Vec::new();
         for _ in 0..LINGER_MIN / 2 {
             open.push(claim(&ledger, path, 0, 1).expect("room"));
-            release(&ledger, claim(&ledger, path, 0, 1).expect("room"));
+            release(&ledger, claim(&ledger, path, 0, 1).expect("room"), 1);
         }
         assert_eq!(closed.generation.load(Relaxed), generation, "used again within {LINGER_MIN} claims");
         for slot in open {
-            release(&ledger, slot);
+            release(&ledger, slot, 1);
         }
     }
 

@@ -212,7 +212,7 @@ impl LedgerView {
             role: slot.role.load(Relaxed),
             path: slot.path.load(Relaxed),
             pid: slot.pid.load(Relaxed),
-            holders: slot.holders.load(Relaxed),
+            holders: slot.holder_count(),
             cookie: slot.cookie.load(Relaxed),
             inode: slot.inode.load(Relaxed),
             peer_inode: slot.peer_inode.load(Relaxed),

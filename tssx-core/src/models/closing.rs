@@ -244,7 +244,7 @@ impl Process {
         if let Some(segment) = segment {
             assert_eq!(segment.mapped.set(0), 1, "unmapped twice");
         }
-        assert!(slots::close(slot).is_some(), "the only holder");
+        assert!(slots::close(slot, 1).is_some(), "the only holder");
         let _guard = lock::acquire(&self.pool, pid);
         let number = self.endpoints.iter().position(|other| std::ptr::eq(other, endpoint)).expect("of this process");
         self.free.set(self.free.get() | 1 << number);
@@ -264,7 +264,7 @@ impl Process {
         let guard = lock::acquire(&self.pool, pid);
         let free = self.free.get();
         if free == 0 {
-            slots::close(slot);
+            slots::close(slot, 1);
             return;
         }
         let other = 1 << connection & free; // if there is one, else the one just given back

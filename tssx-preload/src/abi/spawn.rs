@@ -26,7 +26,7 @@ struct Start {
 /// # Safety
 /// `start` leads to a [`Start`] whose body may be called.
 unsafe extern "C" fn begin(start: *mut c_void) -> c_int {
-    process::in_child();
+    process::in_counted_child();
     // SAFETY: the caller's.
     let status = unsafe {
         let Start { body, argument } = start.cast::<Start>().read();

@@ -14,7 +14,7 @@ use tssx_core::sys;
 
 use super::remainder::{Remainders, Strings};
 use super::{each_stream, is_borrowed};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Holder};
 use crate::fd_table::{self, Entry};
 use crate::readiness::postponed;
 use crate::socket::recall;
@@ -68,13 +68,13 @@ pub(crate) unsafe fn exec(environment: Strings, exec: impl Fn(Strings) -> c_int)
     }
     // SAFETY: the caller's.
     let mut remainders = unsafe { Remainders::pack(environment) };
-    each_stream(|_, endpoint| endpoint.change_holders(false));
+    each_stream(|_, endpoint| endpoint.change_holders(Holder::Own(false)));
     // SAFETY: the caller's, and `remainders` lives on.
     let (result, errno) = match unsafe { remainders.told(environment) } {
         Some(environment) => (exec(environment), crate::errno::get()),
         None => (-1, crate::errno::Errno(libc::ENOMEM)),
     };
-    each_stream(|_, endpoint| endpoint.change_holders(true));
+    each_stream(|_, endpoint| endpoint.change_holders(Holder::Own(true)));
     remainders.put_back();
     crate::errno::set(errno);
     result

@@ -145,7 +145,7 @@ pub(crate) fn say_if_receiving(fd: c_int, slot: &Slot) {
 /// Before this process gives its share of a connection up: whether it ends without having moved, and why.
 #[inline]
 pub(crate) fn say_if_never_decided(slot: &Slot) {
-    let undecided = || slot.state.load(Relaxed) == SLOT_SELECTED && slot.holders.load(Relaxed) == 1;
+    let undecided = || slot.state.load(Relaxed) == SLOT_SELECTED && slot.holder_count() == 1;
     if is_on() && undecided() {
         let reason = Reason::from_code(slot.reason.load(Relaxed)).unwrap_or(Reason::None);
         write_event(None, slot.path.load(Relaxed), Event::Plain(reason));

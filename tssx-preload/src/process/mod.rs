@@ -15,9 +15,10 @@ use core::ffi::c_int;
 use libc::pid_t;
 use tssx_core::{clock, sys};
 
+use crate::endpoint::{self, Holder};
 use crate::fd_table::{self, Entry};
+use crate::readiness;
 use crate::socket::mailboxes;
-use crate::{endpoint, readiness};
 
 pub(crate) mod descriptors;
 pub(crate) mod held;
@@ -127,18 +128,18 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
     }
     share_sets();
     // Counted before the child exists, so that neither process can be the last holder by mistake.
-    each_stream(|_, endpoint| endpoint.change_holders(true));
+    each_stream(|fd, endpoint| endpoint.count_child(fd));
     let child = fork();
     match child {
         0 => {
             // Unless a handler of pthread_atfork(3) was the first to ask who we are.
             if FORKER.load(Acquire) == thread_pointer() {
-                in_child();
+                in_counted_child();
             }
         }
         child => {
             if child < 0 {
-                each_stream(|_, endpoint| endpoint.change_holders(false));
+                each_stream(|_, endpoint| endpoint.change_holders(Holder::NoChild));
             }
             FORKER.store(0, Release);
             GATE.fetch_and(!FORKING, Release);
@@ -151,20 +152,28 @@ pub(crate) fn fork(fork: impl Fn() -> pid_t) -> pid_t {
 pub(crate) fn became_child() {
     if identity::remembered() != sys::getpid() {
         in_child();
+        each_stream(|_, endpoint| endpoint.unname_holder());
     }
 }
 
 /// In a child of which no entry point of ours told: one holder more, from here on.
 fn forked_unseen() {
-    let announced = FORKER.load(Acquire) == thread_pointer();
-    in_child();
-    if !announced {
-        each_stream(|_, endpoint| endpoint.change_holders(true));
+    if FORKER.load(Acquire) == thread_pointer() {
+        in_counted_child();
+    } else {
+        in_child();
+        each_stream(|_, endpoint| endpoint.change_holders(Holder::Own(true)));
     }
 }
 
+/// In a child whose parent has counted it as a holder.
+pub(crate) fn in_counted_child() {
+    in_child();
+    each_stream(|_, endpoint| endpoint.name_holder());
+}
+
 /// In a forked child, before anything else: it has one thread, and its state is its own.
-pub(crate) fn in_child() {
+fn in_child() {
     identity::remember_in_child();
     FORKER.store(0, Release);
     GATE.store(0, Release);

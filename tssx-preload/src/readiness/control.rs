@@ -108,7 +108,7 @@ pub(crate) fn before_change(epoll: c_int, fd: c_int, event: epoll_event) -> Opti
 /// each. Whoever goes to sleep counts itself and then looks at the notes; we have noted the stream and then look who is counted.
 fn nobody_sleeps(set: &EpollSet, rx: &Locked) -> bool {
     fence(SeqCst);
-    set.sleepers.load(Relaxed) == 0 && set.plain_sleepers.load(Relaxed) == 0 && rx.slot.holders.load(Relaxed) == 1
+    set.sleepers.load(Relaxed) == 0 && set.plain_sleepers.load(Relaxed) == 0 && rx.slot.holder_count() == 1
 }
 
 /// After an epoll_ctl(2) that failed.

@@ -136,7 +136,7 @@ fn is_unseen(set: &'static EpollSet, fd: c_int, endpoint: &'static Endpoint) -> 
     let Some(segment) = rx.segment else { return false };
     state::receives_in_ring(rx.slot, &segment)
         && rx.slot.tx_mode.load(Relaxed) == MODE_RING
-        && rx.slot.holders.load(Relaxed) == 1
+        && rx.slot.holder_count() == 1
         && edge::ends(rx.slot, &segment) == 0
 }
 

@@ -239,7 +239,7 @@ fn withdraw(set: &'static EpollSet, handle: Handle) {
 /// order is the stream's before the set's. An active stream is announced again before anybody sleeps.
 pub(super) fn withdraw_locked(set: &'static EpollSet, handle: Handle, rx: &Locked, counted: u32) {
     let Some(segment) = rx.segment.filter(|_| rx.slot.rx_mode.load(Relaxed) == MODE_RING) else { return };
-    if rx.slot.rx_waiters.load(Relaxed) != 0 || rx.slot.holders.load(Relaxed) != 1 || rx.endpoint.watchers.count() != 1 {
+    if rx.slot.rx_waiters.load(Relaxed) != 0 || rx.slot.holder_count() != 1 || rx.endpoint.watchers.count() != 1 {
         return;
     }
     let mut open = set.open();

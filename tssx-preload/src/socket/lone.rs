@@ -130,7 +130,7 @@ pub(super) fn may_begin(call: &Call<'_, '_>, rx: &Locked) -> bool {
         && !rx.is_nested()
         && rx.slot.nonblocking.load(Relaxed) == 0
         && rx.slot.rx_waiters.load(Relaxed) == 0
-        && rx.slot.holders.load(Relaxed) == 1
+        && rx.slot.holder_count() == 1
         && !rx.endpoint.watchers.any()
         && !rx.endpoint.lone.is_any()
 }
@@ -150,5 +150,5 @@ pub(super) fn keep(call: &mut Call<'_, '_>, slot: &Slot, byte: u8) -> Step {
 /// Whether a signal handler has made others share `endpoint` during the sleep: a forked child, or an epoll set. They have not heard the doorbell
 /// that it has taken.
 pub(super) fn is_shared_since(endpoint: &Endpoint, slot: &Slot) -> bool {
-    endpoint.watchers.any() || slot.holders.load(Relaxed) != 1
+    endpoint.watchers.any() || slot.holder_count() != 1
 }

@@ -470,14 +470,14 @@ fn release(fd: c_int, rx: &Locked, segment: &Segment) -> bool {
 fn nobody_waits(rx: &Locked) -> bool {
     rx.endpoint.watchers.call_attention(rx.endpoint);
     // A relative may be asleep in an epoll set of its own, which nobody counts here.
-    rx.slot.rx_waiters.load(Relaxed) == 0 && rx.slot.holders.load(Relaxed) == 1 && !rx.endpoint.watchers.any_asleep()
+    rx.slot.rx_waiters.load(Relaxed) == 0 && rx.slot.holder_count() == 1 && !rx.endpoint.watchers.any_asleep()
 }
 
 /// Before doorbells are taken: the bytes that they were rung for may be gone, but whoever else was woken by them may not have seen that yet, and
 /// sleeps on without an announcement once they are taken: another thread, or a relative, in a receive or in poll, or an epoll set that leaves the
 /// stream to the kernel. The caller looks at the ring again before it takes them: what comes after that look rings.
 pub(crate) fn announce_for_others(endpoint: &Endpoint, slot: &Slot, segment: &Segment) {
-    if endpoint.watchers.any() || slot.rx_waiters.load(Relaxed) != 0 || slot.holders.load(Relaxed) != 1 {
+    if endpoint.watchers.any() || slot.rx_waiters.load(Relaxed) != 0 || slot.holder_count() != 1 {
         doorbell::announce(segment);
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use tssx_core::ledger::layout::{LEDGER_SIZE, SLOT_SELECTED, SLOT_SIZE, SLOTS_OFFSET};
+use tssx_core::ledger::layout::{LEDGER_SIZE, LedgerHeader, SLOT_SELECTED, SLOT_SIZE, SLOTS_OFFSET};
 use tssx_core::ledger::view::LedgerView;
 
 /// Sums over all slots of one ledger.
@@ -114,6 +115,21 @@ fn children(pid: u32) -> Vec<u32> {
         std::fs::read_to_string(format!("/proc/{child}/status")).is_ok_and(|text| text.lines().any(|line| line == parent))
     };
     all.filter(of).collect()
+}
+
+/// Connections that this process' own ledger counts as open; 0 where it has none.
+///
+/// # Errors
+/// The memory map or the ledger cannot be read.
+pub(crate) fn open_connections() -> io::Result<u32> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let Some(start) = maps.lines().find(|line| line.contains("/memfd:tssx-ledger")).and_then(|line| line.split('-').next()) else {
+        return Ok(0);
+    };
+    let start = u64::from_str_radix(start, 16).map_err(io::Error::other)?;
+    let mut live = [0; size_of::<u32>()];
+    File::open("/proc/self/mem")?.read_exact_at(&mut live, start + offset_of!(LedgerHeader, slots_live) as u64)?;
+    Ok(u32::from_le_bytes(live))
 }
 
 /// A copy of the ledger as far as it was ever used; the rest stays zero and untouched.

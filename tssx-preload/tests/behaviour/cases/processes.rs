@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{Case, Expect};
+use crate::ledger;
 use crate::role::{BRIEFLY, Role, pattern, read_exactly, write_all};
 use crate::sys;
 
@@ -27,6 +28,7 @@ pub(super) const CASES: &[Case] = &[
         client: killed_client,
         expect: Expect::Accelerated,
     },
+    Case { name: "killed-children-leave-no-connection-open", server: losing_server, client: losing_client, expect: Expect::Either },
     Case { name: "forking-client", server: echo_server, client: forking_client, expect: Expect::Accelerated },
 ];
 
@@ -145,6 +147,43 @@ fn forking_client(role: &Role) {
 }
 
 /// A child is killed in a write that waits; then the parent does what a ring cannot do.
+/// Children that are killed, and what their family's ledger may count as open then: what claims begin to look at, and some more.
+const CHILDREN: usize = 560;
+const STILL_OPEN: u32 = 420;
+
+/// Some are killed before they can have done anything.
+fn losing_server(role: &Role) {
+    for round in 0..CHILDREN {
+        let fd = role.open();
+        let child = sys::in_child(|| {
+            let _ = sys::read(fd, &mut [0]);
+            std::thread::sleep(BRIEFLY * 100);
+        });
+        assert_eq!(sys::close(fd), Ok(0));
+        if round.is_multiple_of(2) {
+            std::thread::yield_now();
+        }
+        child.kill();
+        assert_eq!(child.wait(), "signal 9");
+    }
+    let open = ledger::open_connections().expect("our own ledger");
+    assert!(open < STILL_OPEN, "{open} of {CHILDREN} connections count as open");
+    let fd = role.open_warm();
+    role.note("close", sys::close(fd));
+}
+
+fn losing_client(role: &Role) {
+    for _ in 0..CHILDREN {
+        let fd = role.open();
+        // The child may be dead already, with or without having read.
+        let _ = sys::write(fd, b"!");
+        let _ = sys::read(fd, &mut [0]);
+        assert_eq!(sys::close(fd), Ok(0));
+    }
+    let fd = role.open_warm();
+    role.note("end", sys::read(fd, &mut [0]));
+}
+
 fn killed_server(role: &Role) {
     let fd = role.open_warm();
     role.meet();
