@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | faults | mutants | sanitize | recipes | vm-test | package | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | faults | soak | mutants | sanitize | recipes | vm-test | package | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -28,6 +28,7 @@ mod run;
 mod sanitize;
 mod servers;
 mod setup;
+mod soak;
 mod systemd;
 mod test;
 mod tidy;
@@ -102,6 +103,11 @@ enum Command {
     Mutants(mutants::Options),
     /// tssx-core's unit tests under ThreadSanitizer and AddressSanitizer
     Sanitize,
+    /// A mixed load for a long time, every byte checked; fails on a wrong byte, a hang, or anything that grows
+    Soak(soak::Options),
+    /// One of its processes
+    #[command(hide = true)]
+    SoakEnd(soak::EndOptions),
     /// discover, suggest, verify against redis, PostgreSQL, memcached and nginx with php-fpm: the commands of README's recipes
     Recipes(recipes::Options),
     /// A Debian package with the library, the tracer, man pages, completions and examples
@@ -154,6 +160,8 @@ fn dispatch() -> anyhow::Result<()> {
         Command::FaultsEnd(options) => faults::play(&options),
         Command::Mutants(options) => mutants::mutants(&options),
         Command::Sanitize => sanitize::sanitize(),
+        Command::Soak(options) => soak::soak(&options),
+        Command::SoakEnd(options) => soak::end(&options),
         Command::Recipes(options) => recipes::recipes(&options),
         Command::Package(options) => package::package(&options),
         Command::VmTest => vm::vm_test(),

@@ -18,7 +18,7 @@ use crate::build::Artefacts;
 use crate::census::Census;
 #[cfg(target_arch = "x86_64")]
 use crate::faults;
-use crate::{build, check, hostile, mutants, package, paths, recipes, run, sanitize, servers, setup, systemd, vm};
+use crate::{build, check, hostile, mutants, package, paths, recipes, run, sanitize, servers, setup, soak, systemd, vm};
 
 /// Longest that one suite may take, its build included.
 const SUITE_DEADLINE: Duration = Duration::from_secs(1200);
@@ -160,6 +160,7 @@ pub(crate) fn test() -> Result<()> {
     one(&mut total, &mut failures, "tssx-core under ThreadSanitizer and AddressSanitizer", sanitize::sanitize);
     hostile_peer(&mut total, &mut failures);
     failing_calls(&artefacts, &mut total, &mut failures);
+    soaked(&artefacts, &mut total, &mut failures);
     real_servers(&artefacts, &others.servers, &mut total, &mut failures);
     packaged(&artefacts, &mut total, &mut failures);
     println!("== nothing is left behind");
@@ -229,6 +230,19 @@ fn failing_calls(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<St
             println!("{error:#}");
             total.failed += 1;
             failures.push(format!("system calls and allocations that fail: {error:#}"));
+        }
+    }
+}
+
+/// A short soak: everything at once, and nothing may have grown.
+fn soaked(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
+    println!("== tests: a soak");
+    match soak::soak(&soak::Options::short(&artefacts.preload)) {
+        Ok(()) => total.passed += 1,
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("a soak: {error:#}"));
         }
     }
 }

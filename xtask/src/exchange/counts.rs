@@ -49,34 +49,104 @@ impl Copy {
     }
 }
 
+/// A copy of this process' ledger.
+pub(crate) struct Ledger {
+    head: Copy,
+    slots: Copy,
+}
+
+/// What a slot of it says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SlotCopy {
+    /// Raised each time that the slot becomes another connection's.
+    pub generation: u32,
+    /// Bytes sent through a ring and through the kernel, and received so.
+    pub sent: [u64; 2],
+    pub received: [u64; 2],
+    /// How often a writer found its ring full.
+    pub full: u64,
+    /// The words of its two locks, 0 for one that is free. In the low 22 bits there is the process that holds it.
+    pub locks: [u64; 2],
+}
+
+impl Ledger {
+    /// Reads it; none where the library is not loaded or has selected nothing yet.
+    ///
+    /// # Errors
+    /// The memory map names a ledger that cannot be read.
+    pub(crate) fn of_this_process() -> Result<Option<Self>> {
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let Some(line) = maps.lines().find(|line| line.contains("/memfd:tssx-ledger")) else { return Ok(None) };
+        let start = u64::from_str_radix(line.split('-').next().unwrap_or_default(), 16)?;
+        let memory = File::open("/proc/self/mem")?;
+        let head = Copy::of(&memory, start, SLOTS_OFFSET)?;
+        let used = (head.u32(offset_of!(LedgerHeader, slots_used)) as usize).min(SLOT_CAPACITY);
+        let slots = Copy::of(&memory, start + SLOTS_OFFSET as u64, used * SLOT_SIZE)?;
+        Ok(Some(Self { head, slots }))
+    }
+
+    /// Connections that are open.
+    pub(crate) fn live(&self) -> u64 {
+        self.head.u32(offset_of!(LedgerHeader, slots_live)).into()
+    }
+
+    /// Connections that found no slot.
+    pub(crate) fn exhausted(&self) -> u64 {
+        self.head.u64(offset_of!(LedgerHeader, exhausted))
+    }
+
+    /// Every slot that was ever used.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = SlotCopy> {
+        (0..self.slots.0.len() / SLOT_SIZE).map(|slot| slot * SLOT_SIZE).map(|slot| {
+            let word = |offset: usize| self.slots.u64(slot + offset);
+            SlotCopy {
+                generation: self.slots.u32(slot + offset_of!(Slot, generation)),
+                sent: [word(offset_of!(Slot, ring_tx_bytes)), word(offset_of!(Slot, kernel_tx_bytes))],
+                received: [word(offset_of!(Slot, ring_rx_bytes)), word(offset_of!(Slot, kernel_rx_bytes))],
+                full: word(offset_of!(Slot, ring_full)),
+                locks: [word(offset_of!(Slot, tx_lock)), word(offset_of!(Slot, rx_lock))],
+            }
+        })
+    }
+
+    /// Sums over all connections by what the ledger keeps of each name: exact, however many there were.
+    pub(crate) fn names(&self) -> Counts {
+        let mut counts = Counts { reasons: vec![0; REASON_COUNT], ..Counts::default() };
+        for path in 0..(self.head.u32(offset_of!(LedgerHeader, paths_used)) as usize).min(PATH_CAPACITY) {
+            let entry = HEADER_SIZE + path * PATH_SIZE;
+            counts.upgraded += self.head.u64(entry + offset_of!(PathEntry, accelerated));
+            for (code, sum) in counts.reasons.iter_mut().enumerate() {
+                *sum += self.head.u64(entry + offset_of!(PathEntry, reasons) + code * 8);
+            }
+        }
+        counts
+    }
+}
+
 impl Counts {
-    /// Reads the ledger of this process.
+    /// Reads the ledger of this process. The bytes are those of the connections that have a slot still: the last few hundred.
     ///
     /// # Errors
     /// The memory map names a ledger that cannot be read.
     pub(crate) fn of_this_process(connections: u64, bytes: u64) -> Result<Self> {
-        let mut counts = Self { connections, bytes, reasons: vec![0; REASON_COUNT], ..Self::default() };
-        let maps = std::fs::read_to_string("/proc/self/maps")?;
-        let Some(line) = maps.lines().find(|line| line.contains("/memfd:tssx-ledger")) else { return Ok(counts) };
-        let start = u64::from_str_radix(line.split('-').next().unwrap_or_default(), 16)?;
-        let memory = File::open("/proc/self/mem")?;
-        let head = Copy::of(&memory, start, SLOTS_OFFSET)?;
-        for path in 0..(head.u32(offset_of!(LedgerHeader, paths_used)) as usize).min(PATH_CAPACITY) {
-            let entry = HEADER_SIZE + path * PATH_SIZE;
-            counts.upgraded += head.u64(entry + offset_of!(PathEntry, accelerated));
-            for (code, sum) in counts.reasons.iter_mut().enumerate() {
-                *sum += head.u64(entry + offset_of!(PathEntry, reasons) + code * 8);
-            }
-        }
-        let used = (head.u32(offset_of!(LedgerHeader, slots_used)) as usize).min(SLOT_CAPACITY);
-        let slots = Copy::of(&memory, start + SLOTS_OFFSET as u64, used * SLOT_SIZE)?;
-        for slot in (0..used).map(|slot| slot * SLOT_SIZE) {
-            counts.ring_bytes += slots.u64(slot + offset_of!(Slot, ring_tx_bytes));
-            counts.kernel_bytes += slots.u64(slot + offset_of!(Slot, kernel_tx_bytes));
-            counts.ring_received += slots.u64(slot + offset_of!(Slot, ring_rx_bytes));
-            counts.kernel_received += slots.u64(slot + offset_of!(Slot, kernel_rx_bytes));
+        let Some(ledger) = Ledger::of_this_process()? else {
+            return Ok(Self { connections, bytes, reasons: vec![0; REASON_COUNT], ..Self::default() });
+        };
+        let mut counts = Self { connections, bytes, ..ledger.names() };
+        for slot in ledger.slots() {
+            counts.count(&slot);
         }
         Ok(counts)
+    }
+
+    /// Adds what a slot says.
+    pub(crate) fn count(&mut self, slot: &SlotCopy) {
+        let [ring, kernel] = slot.sent;
+        self.ring_bytes += ring;
+        self.kernel_bytes += kernel;
+        let [ring, kernel] = slot.received;
+        self.ring_received += ring;
+        self.kernel_received += kernel;
     }
 
     pub(crate) fn add(&mut self, other: &Self) {

@@ -2,8 +2,8 @@
 //! connection after connection, with upgrades and demotions forced at random moments; and not a byte may be wrong.
 //!
 //! The parent starts pairs of processes with random settings of the library ([`exchange`]). Each end derives the same
-//! [`plan`] for each connection from the seed, and has a thread that sends ([`transfer::Sender`]) and one that receives and checks
-//! ([`transfer::receive`]) bytes that tell where they belong ([`pattern`]). [`watch`] notices a stall. At the end each process reads its own
+//! [`plan`] for each connection from the seed, and has a thread that sends ([`Sender`]) and one that receives and checks
+//! ([`receive`]) bytes that tell where they belong ([`pattern`]). [`watch`] notices a stall. At the end each process reads its own
 //! ledger ([`counts`]): that connections were upgraded and put back is part of the result.
 
 mod counts;
@@ -25,11 +25,12 @@ use clap::{Args, ValueEnum};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-pub(crate) use counts::Counts;
+pub(crate) use counts::{Counts, Ledger, SlotCopy};
 pub(crate) use pattern::Pattern;
-pub(crate) use plan::Dice;
-use plan::{Demotion, Plan};
-use watch::Watch;
+pub(crate) use plan::{Demotion, Dice, Plan};
+pub(crate) use raw::received;
+pub(crate) use transfer::{Sender, receive};
+pub(crate) use watch::{Half, Watch};
 
 use crate::environment::without_library;
 use crate::{build, run};
@@ -226,8 +227,8 @@ fn connections(options: &EndOptions, watch: &Watch) -> Result<Counts> {
         stream.set_nonblocking(plan.nonblocking[end])?;
         let (out, back) = (&plan.directions[end], &plan.directions[1 - end]);
         thread::scope(|scope| {
-            scope.spawn(|| or_end(transfer::Sender::new(&stream, out, plan.edges[end], watch).run(), watch, options));
-            or_end(transfer::receive(&stream, back, plan.edges[end], watch), watch, options);
+            scope.spawn(|| or_end(Sender::new(&stream, out, plan.edges[end], watch).run(), watch, options));
+            or_end(receive(&stream, back, plan.edges[end], watch), watch, options);
         });
         sent += out.bytes;
         moved += plan.bytes();

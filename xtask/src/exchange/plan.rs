@@ -55,7 +55,7 @@ impl Dice {
 
 /// Something that a ring cannot do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Demotion {
+pub(crate) enum Demotion {
     /// Some of the bytes go with a descriptor beside them (SCM_RIGHTS).
     Rights,
     /// Some go by `dprintf`, which writes from inside libc.
@@ -76,7 +76,7 @@ pub(super) enum Demotion {
 
 /// One direction of a connection.
 #[derive(Clone, Debug)]
-pub(super) struct Direction {
+pub(crate) struct Direction {
     /// Bytes that it carries.
     pub bytes: u64,
     /// Most bytes of one call of its sender and of its receiver.
@@ -91,7 +91,7 @@ pub(super) struct Direction {
 
 /// One connection.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// From the connector to the acceptor, and back.
     pub directions: [Direction; 2],
     /// Whether the connector and the acceptor use their sockets without blocking.
@@ -102,7 +102,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// The plan for a connection when `left` bytes are to be moved, of `total`; with one of the `demotions`, or none.
-    pub(super) fn of(seed: u64, number: u64, total: u64, left: u64, demotions: &[Demotion]) -> Self {
+    pub(crate) fn of(seed: u64, number: u64, total: u64, left: u64, demotions: &[Demotion]) -> Self {
         let mut dice = Dice::new(seed, number);
         // Enough connections in a small exchange too.
         let most = (total / 50).clamp(BYTES_MIN, BYTES_MAX);
@@ -111,7 +111,7 @@ impl Plan {
         Self { directions, nonblocking, edges: [(); 2].map(|()| dice.one_in(2)) }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.directions.iter().map(|direction| direction.bytes).sum()
     }
 }

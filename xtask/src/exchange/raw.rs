@@ -17,8 +17,8 @@ pub(super) fn print(fd: BorrowedFd<'_>, bytes: [u8; 4]) -> c_int {
     unsafe { dprintf(fd.as_raw_fd(), c"%c%c%c%c".as_ptr(), a, b, c, d) }
 }
 
-/// Takes a descriptor that the kernel has just given us.
-pub(super) fn received(fd: RawFd) -> OwnedFd {
-    // SAFETY: it came out of SCM_RIGHTS, so it is open and nobody else's.
+/// Takes a descriptor that the kernel, or the last image of this process, has just given us.
+pub(crate) fn received(fd: RawFd) -> OwnedFd {
+    // SAFETY: it came out of SCM_RIGHTS or was left to us by exec, so it is open and nobody else's.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }

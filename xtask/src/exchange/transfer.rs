@@ -78,7 +78,7 @@ fn parts_mut<'a>(bytes: &'a mut [u8], dice: &mut Dice) -> Vec<IoSliceMut<'a>> {
 }
 
 /// Sends one direction.
-pub(super) struct Sender<'a> {
+pub(crate) struct Sender<'a> {
     stream: &'a UnixStream,
     /// What the connection's own descriptor became when it travelled.
     travelled: Option<OwnedFd>,
@@ -94,7 +94,7 @@ pub(super) struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(stream: &'a UnixStream, direction: &'a Direction, edges: bool, watch: &'a Watch) -> Self {
+    pub(crate) fn new(stream: &'a UnixStream, direction: &'a Direction, edges: bool, watch: &'a Watch) -> Self {
         Self {
             stream,
             travelled: None,
@@ -109,7 +109,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends everything.
-    pub(super) fn run(mut self) -> Result<()> {
+    pub(crate) fn run(mut self) -> Result<()> {
         let mut demotion = self.direction.demotion;
         while self.position < self.direction.bytes {
             if let Some((what, _)) = demotion.filter(|(_, at)| *at <= self.position) {
@@ -285,7 +285,7 @@ fn travel(stream: &UnixStream) -> Result<OwnedFd> {
 }
 
 /// Receives one direction and checks it.
-pub(super) fn receive(stream: &UnixStream, direction: &Direction, edges: bool, watch: &Watch) -> Result<()> {
+pub(crate) fn receive(stream: &UnixStream, direction: &Direction, edges: bool, watch: &Watch) -> Result<()> {
     let pattern = Pattern(direction.seed);
     let mut dice = Dice::new(direction.seed, 2);
     let mut waiter = Waiter::new(EpollFlags::EPOLLIN, edges);

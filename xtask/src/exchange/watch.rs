@@ -15,14 +15,14 @@ pub(super) const STALLED: i32 = 3;
 
 /// Which thread.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Half {
+pub(crate) enum Half {
     Sender,
     Receiver,
 }
 
 /// What both threads of this end are at.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     /// Raised whenever something moves.
     moves: AtomicU64,
     positions: [AtomicU64; 2],
@@ -41,7 +41,22 @@ impl Watch {
         }
     }
 
-    pub(super) fn moved(&self, half: Half, position: u64) {
+    /// Another connection begins, of which `what` says what it is.
+    pub(crate) fn begins_other(&self, what: String) {
+        self.moves.fetch_add(1, Relaxed);
+        self.positions.iter().for_each(|position| position.store(0, Relaxed));
+        if let (Ok(mut connection), Ok(mut demotion)) = (self.connection.lock(), self.demotion.lock()) {
+            *connection = what;
+            demotion.clear();
+        }
+    }
+
+    /// How often something moved.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Relaxed)
+    }
+
+    pub(crate) fn moved(&self, half: Half, position: u64) {
         self.moves.fetch_add(1, Relaxed);
         if let Some(at) = self.positions.get(half as usize) {
             at.store(position, Relaxed);
@@ -55,7 +70,7 @@ impl Watch {
     }
 
     /// Where both threads are, as a person would want it said.
-    pub(super) fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         let [sender, receiver] = self.positions.each_ref().map(|position| position.load(Relaxed));
         let text = |of: &Mutex<String>| of.lock().map(|text| text.clone()).unwrap_or_default();
         format!("sender at {sender}, receiver at {receiver} {} of {}", text(&self.demotion), text(&self.connection))

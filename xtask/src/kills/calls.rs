@@ -35,7 +35,11 @@ impl Wait {
                 set.insert(fd);
                 select(None, &mut set, None, None, None)?;
             }
-            Self::Epoll(set) => drop(set.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE)?),
+            Self::Epoll(set) => match set.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE) {
+                // Of a process that was stopped and goes on: signal(7). Whoever waits looks anyway.
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            },
         }
         Ok(())
     }
@@ -48,7 +52,7 @@ impl Wait {
 }
 
 /// Receives by one kind of call.
-pub(super) struct Receiver<'a> {
+pub(crate) struct Receiver<'a> {
     kind: Kind,
     stream: &'a UnixStream,
     wait: Wait,
@@ -57,7 +61,7 @@ pub(super) struct Receiver<'a> {
 }
 
 impl<'a> Receiver<'a> {
-    pub(super) fn new(kind: Kind, stream: &'a UnixStream) -> Result<Self> {
+    pub(crate) fn new(kind: Kind, stream: &'a UnixStream) -> Result<Self> {
         let wait = match kind {
             Kind::Poll => Wait::Poll(PollFlags::POLLIN),
             Kind::Select => Wait::Select,
@@ -72,7 +76,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// Bytes that came, at least one; or the end.
-    pub(super) fn receive(&mut self, into: &mut [u8]) -> Result<Result<usize, End>> {
+    pub(crate) fn receive(&mut self, into: &mut [u8]) -> Result<Result<usize, End>> {
         loop {
             if self.kind != Kind::EpollEdge || self.exhausted {
                 self.wait.wait(self.stream.as_fd())?;
@@ -105,14 +109,14 @@ impl<'a> Receiver<'a> {
 }
 
 /// Sends by one kind of call.
-pub(super) struct Sender<'a> {
+pub(crate) struct Sender<'a> {
     kind: Kind,
     stream: &'a UnixStream,
     wait: Wait,
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(kind: Kind, stream: &'a UnixStream) -> Result<Self> {
+    pub(crate) fn new(kind: Kind, stream: &'a UnixStream) -> Result<Self> {
         let wait = match kind {
             Kind::PollOut => Wait::Poll(PollFlags::POLLOUT),
             Kind::EpollOut => Wait::epoll(stream, EpollFlags::EPOLLOUT)?,
@@ -122,7 +126,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Bytes that were taken; or the end.
-    pub(super) fn send(&self, bytes: &[u8]) -> Result<Result<usize, End>> {
+    pub(crate) fn send(&self, bytes: &[u8]) -> Result<Result<usize, End>> {
         let fd = self.stream.as_raw_fd();
         loop {
             self.wait.wait(self.stream.as_fd())?;

@@ -16,7 +16,7 @@ mod victim;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,15 +26,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-pub(crate) use survivor::survive;
+pub(crate) use calls::{Receiver, Sender};
+pub(crate) use forked::forked;
+pub(crate) use plan::Kind;
+pub(crate) use survivor::{End, survive};
 pub(crate) use victim::die;
 
 use crate::environment::without_library;
 use crate::exchange::Dice;
 use crate::{build, run};
-use plan::{Kind, Plan};
+use plan::Plan;
 use record::Record;
-use survivor::{End, Left, Outcome};
+use survivor::{Left, Outcome};
 use times::Times;
 
 /// Rounds of one survivor.
@@ -126,7 +129,7 @@ pub(crate) fn kills(options: &Options) -> Result<()> {
 struct Survivor {
     child: Child,
     rounds: Option<ChildStdin>,
-    says: Receiver<String>,
+    says: mpsc::Receiver<String>,
 }
 
 impl Survivor {

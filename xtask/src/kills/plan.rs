@@ -9,7 +9,7 @@ const DELAY_MAX_US: u64 = 30_000;
 
 /// What the survivor is blocked in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Read,
     Recvmsg,
     /// recv(2) with MSG_WAITALL.

@@ -25,7 +25,7 @@ pub(super) const CONNECTED: &str = "connected";
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum End {
+pub(crate) enum End {
     /// End of file.
     OfFile,
     /// ECONNRESET.

@@ -124,7 +124,7 @@ pub(super) fn warm_up(mut stream: &UnixStream, first: bool) -> Result<()> {
 /// Two processes write records to one connection; the parent for a while longer than the child lives.
 fn writers(plan: &Plan, stream: &UnixStream, record: &Record) -> Result<()> {
     let start = Instant::now();
-    match forked::forked()? {
+    match forked()? {
         ForkResult::Child => {
             say_id()?;
             write_records(plan, stream, 1, Some(record), || true)?;
@@ -177,7 +177,7 @@ fn say_id() -> Result<()> {
 /// as it got it. The last comes to the one that lives.
 fn readers(options: &EndOptions, stream: &UnixStream) -> Result<()> {
     let taken = options.directory.join("taken");
-    match forked::forked()? {
+    match forked()? {
         ForkResult::Child => {
             let mut file = File::create(&taken)?;
             say_id()?;
