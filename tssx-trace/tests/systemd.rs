@@ -5,7 +5,7 @@
 //! below `TSSX_SYSTEMD`, which `cargo xtask test` sets: the machine's own systemd, or Debian's, unpacked.
 
 mod common;
-#[path = "../src/mutations.rs"]
+#[path = "../../tssx-core/src/mutations.rs"]
 #[allow(dead_code, reason = "only the generator is used here")]
 mod mutations;
 
