@@ -143,19 +143,7 @@ pub(crate) fn test() -> Result<()> {
         }
         total.add(tally);
     }
-    println!("== tests: on Linux 6.1, in a virtual machine");
-    match vm::run(&artefacts) {
-        Ok(outcome) => {
-            total.passed += outcome.passed;
-            total.failed += outcome.failures.len();
-            failures.extend(outcome.failures);
-        }
-        Err(error) => {
-            println!("{error:#}");
-            total.failed += 1;
-            failures.push(format!("the virtual machine: {error:#}"));
-        }
-    }
+    guest(&artefacts, &mut total, &mut failures);
     one(&mut total, &mut failures, "the models notice broken code", || mutants::mutants(&mutants::Options::short()));
     one(&mut total, &mut failures, "tssx-core under ThreadSanitizer and AddressSanitizer", sanitize::sanitize);
     hostile_peer(&mut total, &mut failures);
@@ -185,6 +173,23 @@ pub(crate) fn test() -> Result<()> {
         bail!("{} tests failed", total.failed);
     }
     Ok(())
+}
+
+/// The tests in a virtual machine.
+fn guest(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
+    println!("== tests: on Linux 6.1, in a virtual machine");
+    match vm::run(artefacts) {
+        Ok(outcome) => {
+            total.passed += outcome.passed;
+            total.failed += outcome.failures.len();
+            failures.extend(outcome.failures);
+        }
+        Err(error) => {
+            println!("{error:#}");
+            total.failed += 1;
+            failures.push(format!("the virtual machine: {error:#}"));
+        }
+    }
 }
 
 /// A check that is one test.

@@ -70,6 +70,9 @@ fn recalled(flaw: Flaw) {
     });
 }
 
+/// Who is asked for what it has sent learns that before it sleeps, or is woken.
+///
+/// Bound: two threads, one recall and a receive that sleeps until it sees it, one doorbell.
 #[test]
 fn a_recall_is_seen_before_a_sleep_or_ends_it() {
     recalled(Flaw::None);

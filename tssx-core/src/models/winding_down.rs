@@ -65,6 +65,9 @@ fn asked(flaw: Flaw) {
     });
 }
 
+/// Who asks for the end of a ring that has not begun reads the stream whole, and no doorbell as a byte of it.
+///
+/// Bound: two threads, one send of a byte and one question.
 #[test]
 fn who_asks_for_the_end_of_no_ring_reads_no_doorbell() {
     asked(Flaw::None);

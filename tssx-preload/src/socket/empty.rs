@@ -101,11 +101,7 @@ fn sleep(call: &mut Call<'_, '_>, rx: Locked, segment: &Segment, endpoint: &'sta
         endpoint.unpin();
     };
     let waited = guarded(&undo, || block(call, slot, alone.then_some(&endpoint.lone)));
-    call.waited = match waited {
-        Ok(Waited::End) => Ok(0),
-        Ok(_) => call.waited,
-        Err(errno) => Err(errno),
-    };
+    call.waited = waited.and_then(|waited| if waited == Waited::End { Ok(0) } else { call.waited });
     call.follow();
     let _guard = endpoint.lock(slot, Way::Rx);
     if let Some(byte) = woken(endpoint, slot, segment, alone, waited == Ok(Waited::Something)) {
