@@ -16,6 +16,10 @@ const PROGRAMS: &[Exception] = &[
     ("check", "fcntl", &[], "what splice(2) checks before it moves anything"),
     ("check", "fstat", &[], "what splice(2) checks before it moves anything"),
     ("has_room", "poll_now", &[], "what splice(2) checks before it moves anything"),
+    ("dup", "dup", &[], "the program's call, made without libc's function"),
+    ("dup2", "dup3", &[], "the program's call, made without libc's function"),
+    ("dup3", "dup3", &[], "the program's call, made without libc's function"),
+    ("fcntl", "fcntl", &[], "the program's call, made without libc's function"),
     ("drain", "receive", &[], "asks for the end of file and the error that the program's receive is to tell"),
 ];
 

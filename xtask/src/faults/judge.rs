@@ -71,9 +71,9 @@ fn is_of_exec(call: &str) -> bool {
     matches!(call, "execv" | BEGINNING)
 }
 
-/// Whether a refusal of this system call everywhere also refuses what the library asks in the program's place.
+/// Whether a refusal of this system call everywhere also refuses what the library calls in the program's place.
 fn is_asked(number: u64) -> bool {
-    [libc::SYS_fcntl, libc::SYS_fstat, libc::SYS_recvmsg, libc::SYS_recvfrom, libc::SYS_ppoll]
+    [libc::SYS_dup, libc::SYS_dup3, libc::SYS_fcntl, libc::SYS_fstat, libc::SYS_recvmsg, libc::SYS_recvfrom, libc::SYS_ppoll]
         .iter()
         .any(|asked| asked.cast_unsigned() == number)
 }

@@ -24,6 +24,8 @@ const REASONS: &[(&str, &str, &str)] = &[
         "only for a relative that has died with a lock or in a send, which `kills` brings about; one of which nothing can be said lives",
     ),
     ("", "change_mapping", "the program's own call, whose answer is passed on"),
+    ("", "dup3", "the program's own call, whose answer is passed on"),
+    ("Chunk>", "map", "only for a descriptor of 4096 or more: a table without a place for it takes it for none of ours"),
     (
         "",
         "is_readable",

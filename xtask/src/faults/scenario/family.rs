@@ -44,7 +44,7 @@ fn forks(program: &Program, mut stream: Stream) -> Result<()> {
     stream.talk(program, PART)?;
     let (sent, received) = (stream.sent, stream.received);
     let fd = program.attempt("dup", || nix::unistd::dup(&stream.fd))?;
-    let child = program.child("child", |program| Stream::at(fd.try_clone()?, true, sent, received).talk(program, PART))?;
+    let child = program.child("child", |program| Stream::at(program.copy(&fd)?, true, sent, received).talk(program, PART))?;
     drop(fd);
     program.wait(child)?;
     let talked = (PART * 64) as u64;
@@ -55,7 +55,7 @@ fn forks(program: &Program, mut stream: Stream) -> Result<()> {
 
 /// Nothing was said before the fork.
 fn forks_at_once(program: &Program, stream: Stream) -> Result<()> {
-    let child = program.child("child", |program| Stream::at(stream.fd.try_clone()?, true, 0, 0).talk(program, PART))?;
+    let child = program.child("child", |program| Stream::at(program.copy(&stream.fd)?, true, 0, 0).talk(program, PART))?;
     program.wait(child)?;
     let talked = (PART * 64) as u64;
     let mut stream = Stream::at(stream.fd, true, talked, talked);
@@ -65,7 +65,7 @@ fn forks_at_once(program: &Program, stream: Stream) -> Result<()> {
 
 /// As a server that serves each connection in a child.
 fn forks_as_server(program: &Program, stream: Stream) -> Result<()> {
-    let child = program.child("child", |program| talk_long(program, Stream::at(stream.fd.try_clone()?, false, 0, 0)))?;
+    let child = program.child("child", |program| talk_long(program, Stream::at(program.copy(&stream.fd)?, false, 0, 0)))?;
     drop(stream);
     program.wait(child)
 }

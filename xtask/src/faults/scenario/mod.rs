@@ -244,6 +244,14 @@ impl Program {
         bail!(GaveUp)
     }
 
+    /// Another number for the same file (F_DUPFD_CLOEXEC).
+    fn copy(&self, fd: impl AsFd) -> Result<OwnedFd> {
+        self.attempt("F_DUPFD", || {
+            let copied = fd.as_fd().try_clone_to_owned();
+            copied.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+        })
+    }
+
     /// Makes a call that should fail with one of these errors; notes another one, and makes it again.
     fn refused<T>(&self, call: &str, right: &[Errno], mut make: impl FnMut() -> nix::Result<T>) -> Result<()> {
         for _ in 0..TRIES {

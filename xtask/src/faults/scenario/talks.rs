@@ -1,6 +1,6 @@
 //! Conversations: blocking, one-way, with a full ring, from threads, many at once.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 
 use anyhow::{Result, ensure};
 use nix::sys::socket::MsgFlags;
@@ -79,7 +79,7 @@ fn threads(program: &Program, mut stream: Stream) -> Result<()> {
             bytes
         })
         .collect();
-    let fd = stream.fd.as_fd().try_clone_to_owned()?;
+    let fd = program.copy(&stream.fd)?;
     let writer = std::thread::spawn(move || -> nix::Result<()> {
         for chunk in &chunks {
             let mut at = 0;
