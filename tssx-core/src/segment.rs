@@ -121,8 +121,8 @@ impl Segment {
     }
 
     fn adopt_if(fd: i32, acceptor_inode: u64, claim: fn(u64) -> bool) -> Result<Self, Reason> {
-        let seals = sys::fcntl(fd, libc::F_GET_SEALS, 0).map_err(|_| Reason::BadSegment)?;
-        let size = sys::fstat(fd).map_err(|_| Reason::BadSegment)?.size;
+        let seals = sys::fcntl(fd, libc::F_GET_SEALS, 0).map_err(refused)?;
+        let size = sys::fstat(fd).map_err(refused)?.size;
         let data = size.checked_sub(DATA_OFFSET as u64).ok_or(Reason::BadSegment)?;
         let capacity = data / 2;
         let sane =
@@ -246,6 +246,15 @@ impl Segment {
         let offset = DATA_OFFSET + producer as usize * usize::try_from(self.capacity).unwrap_or(0);
         // SAFETY: the mapping is segment_size(capacity) bytes long, so both rings lie inside it.
         unsafe { self.base.add(offset).as_ptr() }
+    }
+}
+
+/// What it means that the kernel does not say what a descriptor is: that it is none, or no memfd; or nothing, where a filter or a lack of
+/// memory keeps the answer back.
+fn refused(errno: sys::Errno) -> Reason {
+    match errno.0 {
+        libc::EBADF | libc::EINVAL => Reason::BadSegment,
+        _ => Reason::NoMemory,
     }
 }
 

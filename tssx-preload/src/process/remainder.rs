@@ -2,7 +2,7 @@
 //! environment variable. The constructor of the next image takes both away.
 //!
 //! Only where the next image is going to load us, as far as its environment says. What it inherits and nobody can give back is lost
-//! otherwise: it lies in a ring. So an image that has no memory for it ends at once, as the dynamic linker ends one that it cannot load.
+//! otherwise: it lies in a ring. So an image that cannot have it, for want of memory or by a filter, ends at once, as the dynamic linker ends one that it cannot load.
 
 #![allow(unsafe_code, reason = "reads and makes an environment")]
 
@@ -238,7 +238,7 @@ pub(crate) fn adopt() -> bool {
 
 /// A program that read on would see the end of the stream in the middle of it.
 pub(crate) fn cannot_begin() -> ! {
-    init::complain(&[b"tssx: no memory for what an inherited connection has left unread: the program cannot begin\n"]);
+    init::complain(&[b"tssx: what an inherited connection has left unread cannot be had: the program cannot begin\n"]);
     sys::exit_group(127);
     sys::abort()
 }

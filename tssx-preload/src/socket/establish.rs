@@ -128,7 +128,12 @@ pub(crate) fn inherited(fd: c_int, side: Side) -> Result<Option<&'static Endpoin
     let nameless =
         (sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] }, size_of::<libc::sa_family_t>());
     let (address, length) = named.unwrap_or(nameless);
-    if c_int::from(address.sun_family) != libc::AF_UNIX || !is_stream(fd) {
+    // Believed where the kernel does not say: bytes that are left to it would be lost.
+    let is_other = match sys::getsockopt::<c_int>(fd, libc::SO_TYPE) {
+        Ok(kind) => kind != libc::SOCK_STREAM,
+        Err(errno) => matches!(errno.0, libc::EBADF | libc::ENOTSOCK),
+    };
+    if c_int::from(address.sun_family) != libc::AF_UNIX || is_other {
         return Ok(None);
     }
     let (name, length) = name_of(&address, length);

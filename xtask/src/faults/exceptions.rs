@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use nix::errno::Errno::{self, ECONNRESET, EIO, ENOMEM, ENOSPC};
+use nix::errno::Errno::{self, ECONNRESET, EINTR, EIO, ENOMEM, ENOSPC};
 
+use super::heap;
 use super::site::Site;
 
 /// A function of the library (any, if empty), a function of its door, errors (all, if none), and the reason.
@@ -40,6 +41,22 @@ const KNOWN: &[(&str, &str, &str, &str)] =
 
 const SMALL_BUFFER: &str = "where a filter forbids setsockopt(2) in the middle of a connection, the send buffer stays small: what has to go back to a peer \
     that becomes another program goes as far as that takes it, and on only at the next call";
+
+/// What a program itself does not survive: a system call of the program's, an error, the program, and the reason.
+const UNFIT: &[(&str, Errno, &str, &str)] = &[(
+    "ppoll",
+    EINTR,
+    "exec-as-input",
+    "the Rust runtime asks for its three standard descriptors at its start, again and again as long as a signal ends that",
+)];
+
+/// Why this program cannot be told the error for ever.
+pub(super) fn unfit(site: &Site, errno: Errno, scenario: &str) -> Option<&'static str> {
+    let is = |(door, which, program, _): &&(&str, Errno, &str, &str)| {
+        !site.own && *door == site.place.door && *which == errno && *program == scenario
+    };
+    UNFIT.iter().find(is).map(|(.., why)| *why)
+}
 
 /// Another error that the program is told instead.
 pub(super) struct Answer {
@@ -91,6 +108,11 @@ fn is(site: &Site, errno: Option<Errno>, exception: &Exception) -> bool {
 /// Whether an error of this site is told to the program.
 pub(super) fn is_programs(site: &Site) -> bool {
     !site.own || PROGRAMS.iter().any(|exception| is(site, None, exception))
+}
+
+/// Whether another image cannot have what is left to it without this call, and then does not begin.
+pub(super) fn is_needed_to_begin(site: &Site, number: u64) -> bool {
+    site.own && (heap::takes_memory(site, number) || ["adopt_if", "inherited"].contains(&site.place.function.as_str()))
 }
 
 /// Why the site is not given the error at that site alone.

@@ -37,6 +37,7 @@ pub(super) fn with_fault(run: &Run, reports: &[Report], fault: &Fault) -> Result
             || fault.when == When::Everywhere && fault.errno != Errno::EINVAL && is_asked(fault.number)
     };
     let answer = exceptions::answer(&fault.site).filter(|_| !fault.when.is_of_memory());
+    let of_image = fault.when.is_of_memory() || exceptions::is_needed_to_begin(&fault.site, fault.number);
     let gave_up = reports.iter().any(|report| report.gave_up);
     for report in reports {
         let excused = |errno: i32| answer.is_some_and(|answer| answer.errno as i32 == errno);
@@ -51,14 +52,14 @@ pub(super) fn with_fault(run: &Run, reports: &[Report], fault: &Fault) -> Result
                 continue;
             }
             // Another image that cannot have what is left in a ring does not begin.
-            if fault.when.is_of_memory() && *errno == Errno::ENOMEM as i32 && is_of_exec(call) {
+            if of_image && *errno == Errno::ENOMEM as i32 && is_of_exec(call) {
                 continue;
             }
             ensure!(told, "{}'s {call} failed with {name:?}", report.who);
             ensure!(*errno == fault.errno as i32, "{}'s {call} failed with {name:?} instead", report.who);
         }
     }
-    let has_no_image = fault.when.is_of_memory() && failures(reports).any(is_of_exec);
+    let has_no_image = of_image && failures(reports).any(is_of_exec);
     ensure!(!gave_up || told || answer.is_some() || has_no_image, "a program was refused for ever");
     Ok(())
 }

@@ -102,7 +102,9 @@ pub(super) fn cells(census: &Census, options: &Options) -> Result<Vec<Cell>> {
                 if !options.short && *count > 1 && index < 3 {
                     add(When::Only(1));
                 }
-                add(always);
+                if exceptions::unfit(site, *errno, scenario.name).is_none() {
+                    add(always);
+                }
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Less usual places of a connection: another thread's, no memory's, with credentials, under a number that was another's.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -34,12 +36,16 @@ fn talks(program: &Program, mut stream: Stream) -> Result<()> {
 fn closes_while_read(program: &Program, mut stream: Stream) -> Result<()> {
     stream.talk(program, 8)?;
     let number = stream.raw();
+    // Whoever waits for a thread in another way makes system calls that the library sees.
+    let place = Arc::new(OnceLock::new());
+    let told = Arc::clone(&place);
     let reader = std::thread::spawn(move || {
+        let _ = told.set(std::fs::read_link("/proc/thread-self").unwrap_or_default());
         let mut room = [0; 64];
         let count = read_number(number, &mut room);
         (count, room)
     });
-    (0..5).for_each(|_| pause());
+    await_asleep(&place);
     let (sent, received) = (stream.sent, stream.received);
     drop(stream);
     program.leave("closed", &[])?;
@@ -50,6 +56,21 @@ fn closes_while_read(program: &Program, mut stream: Stream) -> Result<()> {
     }
     let null = std::fs::File::open("/dev/null")?;
     Stream::at(null.into(), true, sent, received).came(room.get(..count).unwrap_or_default())
+}
+
+/// Waits until the thread is blocked in a system call, but not for ever: what the kernel says of it may be kept from us.
+fn await_asleep(place: &OnceLock<PathBuf>) {
+    let is_asleep = || {
+        let Some(place) = place.get() else { return false };
+        let stat = std::fs::read_to_string(Path::new("/proc").join(place).join("stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" S"))
+    };
+    for _ in 0..500 {
+        pause();
+        if is_asleep() {
+            return;
+        }
+    }
 }
 
 fn read_number(number: i32, room: &mut [u8]) -> nix::Result<usize> {
