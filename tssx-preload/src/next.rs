@@ -54,8 +54,7 @@ impl<F: Copy> Next<F> {
             return None;
         }
         self.address.store(address, Release);
-        // SAFETY: as in `get`.
-        Some(unsafe { core::mem::transmute_copy::<*mut c_void, F>(&address) })
+        Some(self.get())
     }
 }
 

@@ -42,11 +42,18 @@ impl Census {
     }
 }
 
+/// A file of /proc whose names may be any bytes: those of others' sockets and programs.
+///
+/// # Errors
+/// As read(2).
+pub(crate) fn text_of(path: &Path) -> std::io::Result<String> {
+    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Abstract names that the library makes for a rendezvous.
 fn abstract_names() -> Vec<String> {
-    // Names may hold any bytes. Without the table it would look as if nothing were left.
-    let table = std::fs::read("/proc/net/unix").expect("/proc/net/unix can be read");
-    let table = String::from_utf8_lossy(&table);
+    // Without the table it would look as if nothing were left.
+    let table = text_of(Path::new("/proc/net/unix")).expect("/proc/net/unix can be read");
     let names = table.lines().filter_map(|line| line.split_whitespace().nth(7));
     names.filter(|name| name.starts_with("@tssx")).map(|name| format!("abstract name {name}")).collect()
 }
@@ -62,8 +69,7 @@ fn of_process(directory: &Path) -> Vec<String> {
     let name = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
     let shown = format!("{} ({})", directory.display(), name.trim());
     let mut things = Vec::new();
-    let maps = std::fs::read(directory.join("maps")).unwrap_or_default(); // of a process that has ended: nothing
-    let maps = String::from_utf8_lossy(&maps);
+    let maps = text_of(&directory.join("maps")).unwrap_or_default(); // of a process that has ended: nothing
     if maps.contains("memfd:tssx-") || maps.contains("libtssx_preload") {
         things.push(format!("{shown} runs with the library or maps its memory"));
     }

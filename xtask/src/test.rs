@@ -123,14 +123,7 @@ pub(crate) fn test() -> Result<()> {
     let mut failures = Vec::new();
     for step in check::steps() {
         println!("== check: {}", step.name);
-        match (step.run)() {
-            Ok(()) => total.passed += 1,
-            Err(error) => {
-                println!("{error:#}");
-                total.failed += 1;
-                failures.push(format!("check: {}", step.name));
-            }
-        }
+        one(&mut total, &mut failures, &format!("check: {}", step.name), step.run);
     }
     let before = Census::take();
     // Servers that refuse to run as root run as nobody, who must get in.
@@ -144,11 +137,15 @@ pub(crate) fn test() -> Result<()> {
         total.add(tally);
     }
     guest(&artefacts, &mut total, &mut failures);
-    one(&mut total, &mut failures, "the models notice broken code", || mutants::mutants(&mutants::Options::short()));
-    one(&mut total, &mut failures, "tssx-core under ThreadSanitizer and AddressSanitizer", sanitize::sanitize);
-    hostile_peer(&mut total, &mut failures);
+    let mut play = |name: &str, check: &dyn Fn() -> Result<()>| {
+        println!("== tests: {name}");
+        one(&mut total, &mut failures, name, check);
+    };
+    play("the models notice broken code", &|| mutants::mutants(&mutants::Options::short()));
+    play("tssx-core under ThreadSanitizer and AddressSanitizer", &sanitize::sanitize);
+    play("a hostile peer", &|| hostile::hostile(&hostile::Options::short()));
+    play("a soak", &|| soak::soak(&soak::Options::short(&artefacts.preload)));
     failing_calls(&artefacts, &mut total, &mut failures);
-    soaked(&artefacts, &mut total, &mut failures);
     real_servers(&artefacts, &others.servers, &mut total, &mut failures);
     packaged(&artefacts, &mut total, &mut failures);
     println!("== nothing is left behind");
@@ -194,26 +191,12 @@ fn guest(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
 
 /// A check that is one test.
 fn one(total: &mut Tally, failures: &mut Vec<String>, name: &str, check: impl FnOnce() -> Result<()>) {
-    println!("== tests: {name}");
     match check() {
         Ok(()) => total.passed += 1,
         Err(error) => {
             println!("{error:#}");
             total.failed += 1;
             failures.push(format!("{name}: {error:#}"));
-        }
-    }
-}
-
-/// A short attack on the library under AddressSanitizer.
-fn hostile_peer(total: &mut Tally, failures: &mut Vec<String>) {
-    println!("== tests: a hostile peer");
-    match hostile::hostile(&hostile::Options::short()) {
-        Ok(()) => total.passed += 1,
-        Err(error) => {
-            println!("{error:#}");
-            total.failed += 1;
-            failures.push(format!("a hostile peer: {error:#}"));
         }
     }
 }
@@ -229,27 +212,7 @@ fn failing_calls(_: &Artefacts, total: &mut Tally, _: &mut Vec<String>) {
 #[cfg(target_arch = "x86_64")]
 fn failing_calls(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
     println!("== tests: system calls and allocations that fail");
-    match faults::faults(&faults::Options::short(&artefacts.preload)) {
-        Ok(()) => total.passed += 1,
-        Err(error) => {
-            println!("{error:#}");
-            total.failed += 1;
-            failures.push(format!("system calls and allocations that fail: {error:#}"));
-        }
-    }
-}
-
-/// A short soak: everything at once, and nothing may have grown.
-fn soaked(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>) {
-    println!("== tests: a soak");
-    match soak::soak(&soak::Options::short(&artefacts.preload)) {
-        Ok(()) => total.passed += 1,
-        Err(error) => {
-            println!("{error:#}");
-            total.failed += 1;
-            failures.push(format!("a soak: {error:#}"));
-        }
-    }
+    one(total, failures, "system calls and allocations that fail", || faults::faults(&faults::Options::short(&artefacts.preload)));
 }
 
 /// The package, installed below a root of its own.
@@ -260,14 +223,7 @@ fn packaged(artefacts: &Artefacts, total: &mut Tally, failures: &mut Vec<String>
         total.skipped += 1;
         return;
     }
-    match package::trial(artefacts) {
-        Ok(()) => total.passed += 1,
-        Err(error) => {
-            println!("{error:#}");
-            total.failed += 1;
-            failures.push(format!("the package: {error:#}"));
-        }
-    }
+    one(total, failures, "the package", || package::trial(artefacts));
 }
 
 /// README's recipes, in short.
@@ -276,13 +232,7 @@ fn real_servers(artefacts: &Artefacts, servers: &Path, total: &mut Tally, failur
     match recipes::short(artefacts, servers) {
         Ok(Some(outcomes)) => {
             for recipes::Outcome { name, result } in outcomes {
-                match result {
-                    Ok(()) => total.passed += 1,
-                    Err(error) => {
-                        total.failed += 1;
-                        failures.push(format!("recipe {name}: {error:#}"));
-                    }
-                }
+                one(total, failures, &format!("recipe {name}"), || result);
             }
         }
         Ok(None) => {

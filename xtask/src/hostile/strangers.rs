@@ -26,6 +26,7 @@ use tssx_core::reason::Reason;
 use super::control::{self, Control};
 use super::fields::side;
 use super::{EndOptions, Reaped, offers};
+use crate::census::text_of;
 use crate::environment::without_library;
 use crate::exchange::{Counts, connect};
 use crate::run;
@@ -199,8 +200,7 @@ enum Socket {
 }
 
 fn sockets(own: &Path) -> Result<Vec<Socket>> {
-    let table = std::fs::read("/proc/net/unix")?;
-    let table = String::from_utf8_lossy(&table); // the names of others may hold any bytes
+    let table = text_of(Path::new("/proc/net/unix"))?;
     let found = table.lines().filter_map(|line| {
         let mut words = line.split_whitespace().skip(6);
         let (inode, name) = (words.next()?.parse().ok()?, words.next()?);

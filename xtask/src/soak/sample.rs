@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::stage::State;
+use crate::census::text_of;
 
 /// A process at one moment.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -55,7 +56,7 @@ impl Sample {
             sample.processes.insert((*name).to_owned(), process);
         }
         // Lines of /proc/net/unix: the inode is word 6, the name word 7; of /proc/net/netlink the inode is the last.
-        let lines = |path: &str| text_of(path).with_context(|| format!("cannot read {path}"));
+        let lines = |path: &str| text_of(Path::new(path)).with_context(|| format!("cannot read {path}"));
         let ours = |word: Option<&str>| word.and_then(|word| word.parse().ok()).is_some_and(|inode: u64| sockets.contains(&inode));
         sample.names = lines("/proc/net/unix")?
             .lines()
@@ -100,11 +101,6 @@ impl Process {
     }
 }
 
-/// A file whose names may be any bytes: those of others' sockets and programs.
-fn text_of(path: &str) -> std::io::Result<String> {
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-}
-
 /// Of `socket:[123]`.
 fn inode(target: &str) -> Option<u64> {
     target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
@@ -117,7 +113,7 @@ fn family(root: u32) -> Result<usize> {
         let name = entry?.file_name();
         let Some(id) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         // One may have ended by now. The command, in parentheses, may hold anything; state and parent follow the last.
-        let Ok(stat) = text_of(&format!("/proc/{id}/stat")) else { continue };
+        let Ok(stat) = text_of(Path::new(&format!("/proc/{id}/stat"))) else { continue };
         let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
         parents.extend(parent.map(|parent| (id, parent)));
     }
