@@ -1,5 +1,7 @@
 //! Bad addresses: the answer is EFAULT, nothing is lost or sent, and the process lives.
 
+use std::time::{Duration, Instant};
+
 use crate::faults::{self, Bad, READS, WRITES};
 use crate::harness::{Case, Expect};
 use crate::role::{Role, SOON, pattern, read_exactly, write_all};
@@ -25,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
         client: constant_client,
         expect: Expect::Accelerated,
     },
+    Case { name: "bad-buffers-after-a-pause", server: paused_server, client: paused_client, expect: Expect::Accelerated },
 ];
 
 fn reads_server(role: &Role) {
@@ -273,7 +276,7 @@ fn blocked_server(role: &Role) {
 fn blocked_client(role: &Role) {
     let fd = role.open_warm();
     role.meet();
-    std::thread::sleep(std::time::Duration::from_millis(10));
+    std::thread::sleep(Duration::from_millis(10));
     write_all(fd, b"data");
     role.settle(fd);
 }
@@ -314,5 +317,40 @@ fn constant_client(role: &Role) {
     let mut into = [0; 10 * WRITES.len()];
     read_exactly(fd, &mut into);
     role.note("all the constant", into.iter().all(|byte| *byte == b'c'));
+    role.settle(fd);
+}
+
+/// A reader that sleeps does not return for what was never sent, nor wait longer for its time-out.
+fn paused_server(role: &Role) {
+    let fd = role.open_warm();
+    for call in WRITES {
+        role.meet();
+        let mut into = [0; 9];
+        role.note(call, (sys::recv(fd, &mut into, 0), into == pattern(3, 0, 9).as_slice()));
+    }
+    let limit = libc::timeval { tv_sec: 0, tv_usec: 120_000 };
+    role.note("set", sys::set_option(fd, libc::SO_RCVTIMEO, &limit));
+    role.meet();
+    let start = Instant::now();
+    role.note("nothing", (sys::recv(fd, &mut [0; 9], 0), start.elapsed() >= Duration::from_millis(115)));
+    role.settle(fd);
+}
+
+fn paused_client(role: &Role) {
+    let fd = role.open_warm();
+    let bad = Bad::new();
+    for call in WRITES {
+        role.meet();
+        std::thread::sleep(Duration::from_millis(10));
+        role.note(call, faults::write_by(call, fd, Bad::nowhere(), 9));
+        std::thread::sleep(Duration::from_millis(10));
+        for (kind, address) in bad.all(false) {
+            role.note(kind, (call, faults::write_by(call, fd, address, 9)));
+        }
+        write_all(fd, &pattern(3, 0, 9));
+    }
+    role.meet();
+    std::thread::sleep(Duration::from_millis(40));
+    role.note("nothing", faults::write_by("send", fd, Bad::nowhere(), 9));
     role.settle(fd);
 }
