@@ -79,6 +79,8 @@ pub fn unpack(memfd: i32, side: Side) -> Result<Segment, Reason> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::layout::{DATA_OFFSET, DIRECTION_SIZE, DIRECTIONS_OFFSET};
+    use crate::ring::Corrupt;
     use crate::sys;
 
     fn written(bytes: &[u8]) -> (Segment, Segment) {
@@ -113,6 +115,46 @@ mod tests {
             assert_eq!(read(&theirs), b"what is left");
             sys::close(packed.memfd);
         }
+    }
+
+    #[test]
+    fn a_memory_of_any_bytes_is_refused_or_read_within_its_bounds() {
+        use std::os::fd::FromRawFd;
+        use std::os::unix::fs::FileExt;
+
+        let (_ours, theirs) = written(b"what is left");
+        let packed = pack(&theirs, Side::Acceptor).expect("packed");
+        // SAFETY: just made, and nobody else's.
+        let file = unsafe { std::fs::File::from_raw_fd(packed.memfd) };
+        let mut good = vec![0; DATA_OFFSET];
+        file.read_exact_at(&mut good, 0).expect("read");
+        let (mut refused, mut corrupt, mut believed) = (0, 0, 0);
+        let mut take = |bytes: &[u8]| {
+            let count = bytes.len().min(DATA_OFFSET);
+            file.write_all_at(&[&bytes[..count], &good[count..]].concat(), 0).expect("written");
+            let Ok(found) = unpack(packed.memfd, Side::Acceptor) else {
+                refused += 1;
+                return;
+            };
+            match Consumer::open(&found) {
+                Ok(consumer) => {
+                    assert!(consumer.available() <= found.capacity());
+                    read(&found);
+                    believed += 1;
+                }
+                Err(Corrupt) => corrupt += 1,
+            }
+            found.discard();
+        };
+        crate::mutations::each(&good, 5000, &mut take);
+        // Most of the structures are empty: these positions are the peer's word in full.
+        let at = DIRECTIONS_OFFSET..DIRECTIONS_OFFSET + 2 * DIRECTION_SIZE;
+        crate::mutations::each(&good[at.clone()], 5000, |bytes| {
+            let count = bytes.len().min(at.len());
+            take(&[&good[..at.start], &bytes[..count], &good[at.start + count..]].concat());
+        });
+        println!("{refused} refused, {corrupt} corrupt, {believed} believed");
+        assert!(refused > 20 && corrupt > 20 && believed > 20);
     }
 
     #[test]

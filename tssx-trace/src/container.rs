@@ -53,4 +53,15 @@ mod tests {
             assert_eq!(of(&path).as_deref(), expected, "{path}");
         }
     }
+
+    #[test]
+    fn no_control_group_makes_it_panic_and_a_container_is_part_of_its_path() {
+        let id = "0123456789abcdef".repeat(4);
+        let good = format!("/kubepods.slice/pod1/cri-containerd-{id}.scope/lxc.payload.web/machine-x.service");
+        crate::mutations::each(good.as_bytes(), 20_000, |bytes| {
+            let path = String::from_utf8_lossy(bytes);
+            assert!(of(&path).is_none_or(|container| !container.is_empty() && path.contains(&container)));
+            assert!(path.split('/').all(|directory| directory.contains(bare(directory))));
+        });
+    }
 }

@@ -103,6 +103,10 @@ mod tests {
     fn only_maps_count_and_what_is_not_known_is_not_zero() {
         assert_eq!(memory_of_map("pos:\t0\nmap_type:\t5\nmax_entries:\t4\nmemlock:\t8192\n"), Some(8192));
         assert_eq!(memory_of_map("pos:\t0\nprog_type:\t26\nmemlock:\t4096\n"), None);
+        crate::mutations::each(b"pos:\t0\nmap_type:\t5\nmax_entries:\t4\nmemlock:\t8192\n", 5000, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            assert!(memory_of_map(&text).is_none() || (text.contains("map_type:") && text.contains("memlock:")));
+        });
         assert_eq!(Cost::default().to_string().matches("not measured").count(), 3);
     }
 }

@@ -90,6 +90,15 @@ mod tests {
                 let _container = cgroup(bytes).as_deref().and_then(container::of);
             },
         );
+        let number = "4f1d2c3b4a5968778695a4b3c2d1e0f04f1d2c3b4a5968778695a4b3c2d1e0f0";
+        crate::mutations::each(number.as_bytes(), 20_000, |bytes| {
+            // On either side: the one comes from /proc, the other from the command line.
+            let text = String::from_utf8_lossy(bytes);
+            let is_found = is_in(&format!("/a/docker-{number}.scope"), &text);
+            let is_number = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            assert!(!is_number || is_found == (text.len() >= 12 && number.starts_with(&*text)), "{text}");
+            let _in = is_in(&format!("/a/docker-{text}.scope"), number);
+        });
     }
 
     #[test]

@@ -397,6 +397,18 @@ mod tests {
         assert_eq!(listener.and_then(|(cookie, _)| inventory.queued(cookie)), Some(1));
     }
 
+    #[test]
+    fn no_name_makes_it_panic_and_a_path_ends_before_its_nul() {
+        assert_eq!(convert_name(b"/run/x\0y"), Some(SocketName::Path(b"/run/x".to_vec())));
+        for good in [&b"/run/a b\xff\0\0"[..], b"\0a\0b\xff"] {
+            crate::mutations::each(good, 10_000, |bytes| match convert_name(bytes) {
+                Some(SocketName::Path(path)) => assert!(bytes.starts_with(&path) && !path.is_empty() && !path.contains(&0)),
+                Some(SocketName::Abstract(name)) => assert_eq!(bytes, [b"\0", name.as_slice()].concat()),
+                None => assert!(bytes.is_empty()),
+            });
+        }
+    }
+
     fn accepted_cookie<'a>(inventory: &'a Inventory, text: &str) -> &'a u64 {
         inventory
             .sockets

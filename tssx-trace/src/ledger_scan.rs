@@ -102,6 +102,22 @@ mod tests {
     }
 
     #[test]
+    fn no_name_of_a_process_is_taken_for_what_follows_it_and_no_bytes_make_it_panic() {
+        let numbers: Vec<String> = (3..=40).map(|field| field.to_string()).collect();
+        let fields = numbers.join(" ");
+        // A process gives itself any name.
+        crate::mutations::each(b"a) S 1 (b", 20_000, |name| {
+            let stat = [b"1 (", name, b") ", fields.as_bytes()].concat();
+            assert_eq!(parse_stat(&stat), Some((22, 28)));
+        });
+        crate::mutations::each(format!("1 (a) {fields}").as_bytes(), 20_000, |bytes| {
+            let has = |number: u64| bytes.windows(number.to_string().len()).any(|word| word == number.to_string().as_bytes());
+            // A number may have had zeros or a sign in front of it.
+            assert!(parse_stat(bytes).is_none_or(|(start, stack)| has(start) && has(stack)));
+        });
+    }
+
+    #[test]
     fn a_process_with_the_library_is_looked_into_until_its_ledger_is_there() {
         let own = std::process::id();
         let mut scan = Scan::default();

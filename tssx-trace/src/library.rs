@@ -62,7 +62,12 @@ fn beside(directory: &Path) -> Vec<PathBuf> {
 pub(crate) fn check_release(path: &Path) -> anyhow::Result<String> {
     let shown = path.display();
     let data = std::fs::read(path).with_context(|| format!("cannot read the library {shown}"))?;
-    let elf = ElfFile::<FileHeader64<Endianness>>::parse(&*data).map_err(|error| anyhow!("{shown} is broken: {error}"))?;
+    release_of(&data, &shown.to_string())
+}
+
+/// The release that a library file's bytes say they are of.
+fn release_of(data: &[u8], shown: &str) -> anyhow::Result<String> {
+    let elf = ElfFile::<FileHeader64<Endianness>>::parse(data).map_err(|error| anyhow!("{shown} is broken: {error}"))?;
     let endian = elf.endian();
     if elf.elf_header().e_type(endian) != ET_DYN {
         bail!("{shown} is not a shared library");
@@ -160,5 +165,45 @@ mod tests {
         std::fs::create_dir(&debug).expect("made");
         assert!(beside(&debug).contains(&release));
         assert!(!beside(target.path()).iter().any(|place| place.ends_with("release/libtssx_preload.so")));
+    }
+
+    /// A shared library with nothing in it but a note, as the library has it.
+    fn noted() -> Vec<u8> {
+        const HEADER: u64 = 64;
+        const PROGRAM_HEADER: u64 = 56;
+        let own = Release::OWN;
+        let mut said = [own.segment.to_ne_bytes(), own.ledger.to_ne_bytes()].concat();
+        said.extend_from_slice(own.version.as_bytes());
+        said.resize(32, 0);
+        let note = [&[5_u32, 32, KIND].map(u32::to_ne_bytes).concat(), &OWNER[..], &said].concat();
+        let at = HEADER + PROGRAM_HEADER;
+        let ident = [b"\x7fELF", &[2, if cfg!(target_endian = "little") { 1 } else { 2 }, 1, 0][..], &[0; 8]].concat();
+        let half = |words: &[u16]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+        let word = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+        let long = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+        let size = note.len() as u64;
+        [
+            ident,
+            half(&[ET_DYN, 62]),
+            word(&[1]),
+            long(&[0, HEADER, 0]),
+            word(&[0]),
+            half(&[64, 56, 1, 64, 0, 0]),
+            word(&[4, 4]), // PT_NOTE, readable
+            long(&[at, at, at, size, size, 4]),
+            note,
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_library_of_any_bytes_has_a_release_or_an_error() {
+        let good = noted();
+        assert_eq!(release_of(&good, "x").expect("a release"), describe(Release::OWN));
+        crate::mutations::each(&good, 50_000, |bytes| {
+            if let Ok(said) = release_of(bytes, "x") {
+                assert!(said == describe(Release::OWN) && bytes.windows(5).any(|owner| owner == &OWNER[..5]), "{said}");
+            }
+        });
     }
 }

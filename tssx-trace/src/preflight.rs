@@ -176,6 +176,17 @@ mod tests {
     }
 
     #[test]
+    fn no_text_makes_it_panic() {
+        crate::mutations::each(b"6.18.44-fc amd64", 5000, |bytes| {
+            let _version = version(&String::from_utf8_lossy(bytes));
+        });
+        crate::mutations::each(b"Name:\tx\nCapEff:\t000001bfffdfffff\n", 5000, |bytes| {
+            let missing = missing_capabilities(&String::from_utf8_lossy(bytes));
+            assert!(missing.is_none_or(|missing| missing.len() <= NEEDED.len()));
+        });
+    }
+
+    #[test]
     fn missing_capabilities_are_named() {
         assert_eq!(missing_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), Some(vec![]));
         assert_eq!(missing_capabilities("CapEff:\t0000000000000000\n").map(|missing| missing.len()), Some(5));

@@ -32,6 +32,11 @@ mod log;
 mod memory;
 mod messages;
 mod mode;
+#[path = "../../../tssx-core/src/mutations.rs"]
+mod mutations;
+#[allow(dead_code, reason = "the library's own, of which the tests need less")]
+#[path = "../../src/policy.rs"]
+mod policy;
 mod process;
 mod programs;
 mod quiet;
@@ -42,6 +47,7 @@ mod servers;
 mod signals;
 mod symbols;
 mod sys;
+mod variables;
 mod waits;
 
 use std::path::Path;
@@ -79,6 +85,7 @@ fn main() -> ExitCode {
     trials.extend(handlers::trials());
     trials.extend(log::trials());
     trials.extend(memory::trials());
+    trials.extend(variables::trials());
     trials.extend(redis::trials());
     trials.extend(servers::trials());
     trials.push(Trial::test("nothing-is-left-behind", move || match census::Census::left_since(&before).as_slice() {

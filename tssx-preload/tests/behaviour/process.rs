@@ -64,6 +64,14 @@ impl Process {
         Self::spawn(command.stdin(Stdio::null()))
     }
 
+    /// Like [`Process::start`], with this for its input.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub(crate) fn start_reading(command: &mut Command, input: Stdio) -> Result<Self, Failed> {
+        Self::spawn(command.stdin(input))
+    }
+
     /// Like [`Process::start`], with an input that stays open until [`Process::close_input`].
     ///
     /// # Errors

@@ -63,4 +63,17 @@ mod tests {
             assert!(parse_rate(wrong).is_err(), "{wrong}");
         }
     }
+
+    #[test]
+    fn no_text_makes_it_panic_and_what_is_read_is_in_its_range() {
+        for good in [&b"1.5e1min"[..], b"500ms", b"65536", b"99.5 %"] {
+            crate::mutations::each(good, 10_000, |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                assert!(parse_duration(&text).is_ok_and(|time| time >= Duration::from_millis(1)) || parse_duration(&text).is_err());
+                assert!(parse_part(&text).is_ok_and(|time| time <= Duration::from_hours(24)) || parse_part(&text).is_err());
+                assert!(parse_ring_bytes(&text).is_ok_and(u32::is_power_of_two) || parse_ring_bytes(&text).is_err());
+                assert!(parse_rate(&text).is_ok_and(|rate| (0.0..=1.0).contains(&rate)) || parse_rate(&text).is_err());
+            });
+        }
+    }
 }

@@ -92,6 +92,10 @@ mod tests {
         assert_eq!(escape_blanks("/a\\ b"), "/a\\ b");
         assert_eq!(escape_blanks("/a\\\\ b"), "/a\\\\\\ b");
         assert_eq!(escape_blanks("/run/*.sock"), "/run/*.sock");
+        crate::mutations::each(b"/a b\\ c\\\\ *\t", 10_000, |bytes| {
+            let word = escape_blanks(&String::from_utf8_lossy(bytes));
+            assert_eq!(escape_blanks(&word), word, "escaped once");
+        });
     }
 
     #[test]

@@ -197,6 +197,14 @@ mod tests {
         for wrong in ["", "@", "99999999999"] {
             assert!(wrong.parse::<Subject>().is_err(), "{wrong}");
         }
+        for good in [&b"4294967295"[..], b"@x\\x00"] {
+            crate::mutations::each(good, 5000, |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                if let Ok(Subject::Process(pid)) = text.parse() {
+                    assert_eq!(text.trim_start_matches('0').parse().unwrap_or(0), pid, "{text}");
+                }
+            });
+        }
     }
 
     #[test]

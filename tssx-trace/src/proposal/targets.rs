@@ -154,6 +154,17 @@ mod tests {
     }
 
     #[test]
+    fn no_control_group_makes_it_panic_and_a_unit_is_the_name_of_one_file() {
+        let good = b"/user.slice/user-1000.slice/user@1000.service/app.slice/a\\\\x2db@1:c.service/sub";
+        assert!(unit(&String::from_utf8_lossy(good)).is_some());
+        crate::mutations::each(good, 20_000, |bytes| {
+            if let Some((name, _)) = unit(&String::from_utf8_lossy(bytes)) {
+                assert!(name.ends_with(".service") && !name.contains(['/', '\0', '\n', ' ', '"', '$']), "{name}");
+            }
+        });
+    }
+
+    #[test]
     fn each_place_has_its_ends_and_only_its_own_words() {
         let mut other = busy(b"/run/other");
         other.servers[0].cgroup = Some("/system.slice/other.service".into());
