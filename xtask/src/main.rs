@@ -83,6 +83,9 @@ enum Command {
     /// The one that is attacked
     #[command(hide = true)]
     HostileVictim(hostile::EndOptions),
+    /// One of which a call is to be kept going
+    #[command(hide = true)]
+    HostileBound(hostile::BoundOptions),
     /// One that the victim has an honest connection with
     #[command(hide = true)]
     HostileHonest(hostile::EndOptions),
@@ -151,6 +154,7 @@ fn dispatch() -> anyhow::Result<()> {
         Command::KillsVictim(options) => kills::die(&options),
         Command::Hostile(options) => hostile::hostile(&options),
         Command::HostileVictim(options) => hostile::suffer(&options),
+        Command::HostileBound(options) => hostile::suffer_bound(&options),
         Command::HostileHonest(options) => hostile::honest(&options),
         Command::HostileFriend(options) => hostile::friend(&options),
         Command::HostileStranger(options) => hostile::stranger(&options),

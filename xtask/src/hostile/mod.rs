@@ -4,10 +4,12 @@
 //!
 //! For each round attacker ([`attack`]) and [`victim`] derive the same [`plan`] from the seed and the round's number. The victim runs the
 //! library built with AddressSanitizer and guard pages ([`sanitizer`]), makes [`calls`], and has a connection to somebody honest
-//! ([`control`]). What was written where is counted ([`fields`]) and printed.
+//! ([`control`]). What was written where is counted ([`fields`]) and printed. [`bounds`] has the enemies that a call of the victim's would never
+//! be done with, if it did not look only so often.
 
 mod attack;
 mod board;
+mod bounds;
 mod calls;
 mod control;
 mod descriptor;
@@ -36,6 +38,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::{Pid, geteuid};
 use tssx_core::reason::Reason;
 
+pub(crate) use bounds::{BoundOptions, suffer_bound};
 pub(crate) use strangers::{friend, stranger};
 pub(crate) use victim::{honest, victim as suffer};
 
@@ -137,6 +140,7 @@ pub(crate) fn hostile(options: &Options) -> Result<()> {
         }
         None => Sanitized::build()?.preload(),
     };
+    bounds::bounds(&preload)?;
     let (mut coverage, mut sum, mut round, start) = (Coverage::default(), Sum::default(), options.first, Instant::now());
     while coverage.total() < options.mutations {
         let end = round + ROUNDS_EACH;

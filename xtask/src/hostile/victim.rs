@@ -104,7 +104,7 @@ fn rounds(options: &EndOptions, listener: &UnixListener, board: &Board, mut cont
     Ok(rounds)
 }
 
-fn say(line: &str) -> Result<()> {
+pub(super) fn say(line: &str) -> Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "{line}").and_then(|()| out.flush()).context("nobody listens")
 }
