@@ -51,9 +51,9 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Hands `count` mutations of `good` to `take`, and `good` itself. Under Miri, which interprets, a hundredth of them.
+/// Hands `count` mutations of `good` to `take`, and `good` itself. Under Miri, which interprets, a thousandth of them.
 pub(crate) fn each(good: &[u8], count: usize, mut take: impl FnMut(&[u8])) {
-    let count = if cfg!(miri) { count.div_ceil(100) } else { count };
+    let count = if cfg!(miri) { count.div_ceil(1000) } else { count };
     let seed = std::env::var("TSSX_SEED").map_or(0x7550_0006, |seed| seed.parse().expect("TSSX_SEED is a number"));
     println!("{count} mutations with TSSX_SEED={seed}");
     let mut random = Random::new(seed);

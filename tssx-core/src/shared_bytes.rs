@@ -45,13 +45,15 @@ pub(crate) unsafe fn load(to: *mut u8, from: *const u8, length: usize) {
 /// the address need not be mapped.
 #[inline]
 pub(crate) fn prefetch_for_write(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(miri)]
+    let _nothing_to_fetch = address;
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch never faults, and a 64-bit CPU without this one does nothing (AMD64 manual vol. 3, PREFETCHW; Intel SDM vol. 2). The
     // language's own is a prefetch for reading where the target is not said to have it.
     unsafe {
         core::arch::asm!("prefetchw [{0}]", in(reg) address, options(nostack, preserves_flags, readonly));
     }
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
     // SAFETY: as above (Arm ARM, PRFM).
     unsafe {
         core::arch::asm!("prfm pstl1keep, [{0}]", in(reg) address, options(nostack, preserves_flags, readonly));

@@ -1,4 +1,4 @@
-//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | faults | soak | mutants | sanitize | recipes | vm-test | package | demo`.
+//! Every command that a developer types: `cargo xtask setup | build | check | test | differential | bench | exchange | kills | hostile | faults | soak | mutants | sanitize | miri | recipes | vm-test | package | demo`.
 //!
 //! This file only dispatches; each subcommand is one module that opens with what it does and why. Read
 //! [`setup`] first (what the machine needs), then [`build`] (how the three artefacts are made), then [`test`].
@@ -20,6 +20,7 @@ mod figures;
 mod hostile;
 mod kills;
 mod measure;
+mod miri;
 mod mutants;
 mod package;
 mod paths;
@@ -106,6 +107,8 @@ enum Command {
     Mutants(mutants::Options),
     /// tssx-core's unit tests under ThreadSanitizer and AddressSanitizer
     Sanitize,
+    /// tssx-core's unit tests that make no system call, interpreted by Miri
+    Miri,
     /// A mixed load for a long time, every byte checked; fails on a wrong byte, a hang, or anything that grows
     Soak(soak::Options),
     /// One of its processes
@@ -164,6 +167,7 @@ fn dispatch() -> anyhow::Result<()> {
         Command::FaultsEnd(options) => faults::play(&options),
         Command::Mutants(options) => mutants::mutants(&options),
         Command::Sanitize => sanitize::sanitize(),
+        Command::Miri => miri::interpret(),
         Command::Soak(options) => soak::soak(&options),
         Command::SoakEnd(options) => soak::end(&options),
         Command::Recipes(options) => recipes::recipes(&options),
