@@ -1,6 +1,6 @@
 //! Whose a process is and in which container it runs, by /proc/PID/status and /proc/PID/cgroup (proc_pid_status(5), cgroups(7)).
 
-use crate::container;
+use crate::{container, foreign};
 
 /// Owner and place of one process. Each is `None` where /proc did not tell, as of a process that is gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub(crate) struct Identity {
 impl Identity {
     /// Asks /proc.
     pub(crate) fn of(pid: u32) -> Self {
-        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let read = |file: &str| foreign::read(pid, file).unwrap_or_default();
         let cgroup = cgroup(&read("cgroup"));
         let container = cgroup.as_deref().and_then(container::of);
         Self { uid: uid(&read("status")), cgroup, container }

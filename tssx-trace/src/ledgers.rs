@@ -18,6 +18,7 @@ use rustix::fs::SealFlags;
 use tssx_core::ledger::layout::{LEDGER_SIZE, ROLE_ACCEPTOR, SLOT_CLOSED};
 use tssx_core::ledger::view::{LedgerView, SlotSnapshot, ViewError};
 
+use crate::foreign;
 use crate::ledger_scan::{Found, Scan};
 use crate::names::SocketName;
 
@@ -226,19 +227,18 @@ impl Ledgers {
 
     /// Looks into one process; `None` if it is gone.
     fn look_at(&mut self, pid: u32) -> Option<Found> {
-        let maps = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
         let mut found = Found::Nothing;
-        for line in maps.split(|byte| *byte == b'\n') {
+        foreign::lines(pid, "maps", |line| {
             if found == Found::Nothing && contains(line, LIBRARY_NAME) {
                 found = Found::Library;
             }
-            let Some((range, id)) = parse_line(line) else { continue };
+            let Some((range, id)) = parse_line(line) else { return };
             if self.is_known(pid, range, id) {
                 found = Found::Ledger;
             } else if found == Found::Nothing {
                 found = Found::Library; // it has one that is not ready or not believed: look again
             }
-        }
+        })?;
         Some(found)
     }
 

@@ -30,6 +30,7 @@ mod explanation;
 mod export;
 mod facts;
 mod filter;
+mod foreign;
 mod gain;
 mod hit_rate;
 mod identity;

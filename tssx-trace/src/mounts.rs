@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::foreign;
+
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
@@ -23,7 +25,7 @@ pub(crate) struct Mounts(Vec<Mount>);
 impl Mounts {
     /// Those that process `pid` has; `None` when it is gone.
     pub(crate) fn of(pid: &str) -> Option<Self> {
-        Some(Self::parse(&std::fs::read(format!("/proc/{pid}/mountinfo")).ok()?))
+        Some(Self::parse(&foreign::read(pid, "mountinfo")?))
     }
 
     fn parse(text: &[u8]) -> Self {

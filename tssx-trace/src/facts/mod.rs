@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use elf::{Imports, Linkage};
 pub(crate) use image::Seccomp;
 
-use crate::places;
+use crate::{foreign, places};
 use elf::ElfFacts;
 
 /// Part of the file name of the library, under whatever version.
@@ -100,7 +100,7 @@ impl Gatherer {
 
     /// Asks for the facts about one process; `None` when it is gone.
     pub(crate) fn look(&mut self, pid: u32) -> Option<ProgramRecord> {
-        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).ok();
+        let read = |file: &str| foreign::read(pid, file);
         let namespace = |kind: &str| std::fs::metadata(format!("/proc/{pid}/ns/{kind}")).ok().map(|found| found.ino());
         let status = read("status")?;
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok().map(|path| path.into_os_string().into_encoded_bytes());
@@ -127,7 +127,7 @@ impl Gatherer {
             imports: own.zip(loaded.as_ref()).and_then(|(own, files)| self.imports(pid, own, files)),
             secure: read("auxv").and_then(|auxv| image::secure(&auxv)),
             // Of a process without memory, a zombie's or the kernel's, the file is empty too.
-            empty_environment: maps.as_ref().and_then(|_| Some(read("environ")?.is_empty())),
+            empty_environment: maps.as_ref().and_then(|_| foreign::is_empty(pid, "environ")),
             seccomp: std::fs::read("/proc/self/status").ok().and_then(|own| image::seccomp(&status, &own)),
             io_uring: io_uring(pid),
             network: namespace("net"),

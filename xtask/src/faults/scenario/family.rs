@@ -44,7 +44,8 @@ fn forks(program: &Program, mut stream: Stream) -> Result<()> {
     stream.talk(program, PART)?;
     let (sent, received) = (stream.sent, stream.received);
     let fd = program.attempt("dup", || nix::unistd::dup(&stream.fd))?;
-    let child = program.child("child", |program| Stream::at(program.copy(&fd)?, true, sent, received).talk(program, PART))?;
+    let copy = program.copy(&fd)?; // here: who goes on must know that the child does not talk
+    let child = program.child("child", |program| Stream::at(copy, true, sent, received).talk(program, PART))?;
     drop(fd);
     program.wait(child)?;
     let talked = (PART * 64) as u64;
@@ -55,7 +56,8 @@ fn forks(program: &Program, mut stream: Stream) -> Result<()> {
 
 /// Nothing was said before the fork.
 fn forks_at_once(program: &Program, stream: Stream) -> Result<()> {
-    let child = program.child("child", |program| Stream::at(program.copy(&stream.fd)?, true, 0, 0).talk(program, PART))?;
+    let copy = program.copy(&stream.fd)?;
+    let child = program.child("child", |program| Stream::at(copy, true, 0, 0).talk(program, PART))?;
     program.wait(child)?;
     let talked = (PART * 64) as u64;
     let mut stream = Stream::at(stream.fd, true, talked, talked);
