@@ -212,7 +212,19 @@ fn receive_offer(fd: i32) -> Outcome<i32> {
             sys::close(memory);
             Outcome::Refused(Reason::BadSegment)
         }
-        (false, _) => Outcome::Refused(Reason::BadSegment),
+        (false, _) => Outcome::Refused(without_descriptor(received, message.msg_flags)),
+    }
+}
+
+/// Why there is no descriptor: the visitor has left without an offer, as one that has no memory for a segment does; we have no number or no memory
+/// for it, as unix(7) and recvmsg(2) tell; or what came is no offer.
+fn without_descriptor(received: sys::Result<usize>, flags: i32) -> Reason {
+    match received {
+        Ok(0) => Reason::PeerNotReady,
+        Ok(_) if flags & libc::MSG_CTRUNC == 0 => Reason::BadSegment,
+        Ok(_) => Reason::NoMemory,
+        Err(errno) if errno.is_passing() => Reason::NoMemory,
+        Err(_) => Reason::BadSegment,
     }
 }
 
@@ -273,6 +285,27 @@ mod tests {
         sys::close(mailbox);
     }
 
+    #[test]
+    fn what_brings_no_descriptor_is_told_apart() {
+        let why = |received, flags| without_descriptor(received, flags);
+        let errno = |number| Err(sys::Errno(number));
+        assert_eq!(why(Ok(0), 0), Reason::PeerNotReady, "gone");
+        assert_eq!(why(Ok(OFFER.len()), 0), Reason::BadSegment, "there never was one");
+        assert_eq!(why(Ok(OFFER.len()), libc::MSG_CTRUNC), Reason::NoMemory, "there was, and no number for it");
+        assert_eq!([why(errno(libc::ENOMEM), 0), why(errno(libc::ENOBUFS), 0)], [Reason::NoMemory; 2]);
+        assert_eq!(why(errno(libc::EPERM), 0), Reason::BadSegment);
+    }
+
+    /// Whoever visits and has nothing to offer has offered no bad segment.
+    #[test]
+    fn a_visitor_that_leaves_has_refused_nothing() {
+        let inode = 0xfeed_3000 + u64::from(std::process::id());
+        let mailbox = open_mailbox(inode).expect("mailbox");
+        assert_eq!(offer(inode, uid(), || Err::<((), i32), _>(Reason::NoMemory), drop), Outcome::Refused(Reason::NoMemory));
+        assert_eq!(take_offer(mailbox, uid()), Outcome::Refused(Reason::PeerNotReady));
+        sys::close(mailbox);
+    }
+
     /// Descriptors of this process that lead to such a file.
     fn kept(name: &str) -> usize {
         let links =
@@ -301,6 +334,7 @@ mod tests {
                     taken += 1;
                 }
                 Outcome::Refused(Reason::BadSegment) => refused += 1,
+                Outcome::Refused(Reason::PeerNotReady) => assert!(text.is_empty() && count == 0),
                 other => panic!("{other:?}"),
             }
             sys::close(visitor);
