@@ -21,7 +21,7 @@ pub use mapping::{map, unmap};
 pub use poll::poll_now;
 pub use process::{
     abort, become_stranger, current_cpu, exit_group, getpid, getppid, is_stranger, limit, physical_memory, process_lives, rest,
-    usable_cpus, yield_now,
+    stack_pointer, usable_cpus, yield_now,
 };
 pub use signals::Undisturbed;
 

@@ -63,9 +63,8 @@ fn is_known(page: usize, access: Access) -> bool {
 /// Whether the bytes are in the page of the stack that this very call uses, which can be read and written. Headers and small arrays are, more often
 /// than not: they are locals of the caller, and the table's cache lines are cold behind a long system call.
 #[inline(always)]
-fn is_beside_us(address: usize, length: usize) -> bool {
-    let local = 0_u8;
-    let page = core::ptr::from_ref(&local).addr() & !(PAGE - 1);
+pub(crate) fn is_beside_us(address: usize, length: usize) -> bool {
+    let page = sys::stack_pointer() & !(PAGE - 1);
     address.wrapping_sub(page) < PAGE && length <= PAGE - address.wrapping_sub(page)
 }
 

@@ -103,6 +103,25 @@ pub fn current_cpu() -> u32 {
     unsafe { libc::sched_getcpu() }.cast_unsigned()
 }
 
+/// An address in the calling thread's stack: where its top is, so that the page holds a return address or locals of whoever asks. Not that of a
+/// local, which would keep the caller's frame while it jumps into another function.
+#[inline(always)]
+#[must_use]
+pub fn stack_pointer() -> usize {
+    let top: usize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: copies a register.
+    unsafe {
+        core::arch::asm!("mov {}, rsp", out(reg) top, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("mov {}, sp", out(reg) top, options(nomem, nostack, preserves_flags));
+    }
+    top
+}
+
 /// How many CPUs the calling thread may run on (sched_getaffinity(2)); 1 when the kernel does not say.
 #[must_use]
 pub fn usable_cpus() -> u32 {

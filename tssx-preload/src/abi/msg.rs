@@ -164,6 +164,22 @@ unsafe fn sendto_ours(
 pub(crate) unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps recvmsg(2)'s contract.
     unsafe {
+        if !fd_table::is_ours(fd) && ancillary::is_local_without_control(message) {
+            return next::recvmsg(fd, message, flags);
+        }
+        recvmsg_looked(fd, message, flags)
+    }
+}
+
+/// recvmsg(2) where the header says more, or lies elsewhere: behind a function of its own, because a frame costs what [`next::Next`] says.
+///
+/// # Safety
+/// As recvmsg(2).
+#[inline(never)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
+unsafe extern "C" fn recvmsg_looked(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: the caller's.
+    unsafe {
         if !fd_table::is_ours(fd) && (ancillary::is_without_control(message) || init::active().is_none()) {
             return next::recvmsg(fd, message, flags);
         }
@@ -207,6 +223,22 @@ unsafe fn recvmsg_noted(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_
 #[unsafe(link_section = ".text.hot.tssx_entry")]
 pub(crate) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller keeps sendmsg(2)'s contract.
+    unsafe {
+        if !fd_table::is_ours(fd) && ancillary::is_local_without_control(message) {
+            return next::sendmsg(fd, message, flags);
+        }
+        sendmsg_looked(fd, message, flags)
+    }
+}
+
+/// sendmsg(2) where its header says more, or lies elsewhere: behind a function of its own, because a frame costs what [`next::Next`] says.
+///
+/// # Safety
+/// As sendmsg(2).
+#[inline(never)]
+#[unsafe(link_section = ".text.hot.tssx_entry")]
+unsafe extern "C" fn sendmsg_looked(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: the caller's.
     unsafe {
         if !fd_table::is_ours(fd) && (ancillary::is_without_control(message) || init::active().is_none()) {
             return next::sendmsg(fd, message, flags);

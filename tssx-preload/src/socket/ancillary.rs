@@ -48,6 +48,18 @@ pub(crate) unsafe fn is_without_control(message: *const msghdr) -> bool {
         && unsafe { (*message).msg_controllen == 0 }
 }
 
+/// The same of a header that is surely there, because it is a local of the caller's. Of another one nothing is said.
+///
+/// # Safety
+/// As sendmsg(2).
+#[inline(always)]
+pub(crate) unsafe fn is_local_without_control(message: *const msghdr) -> bool {
+    message.is_aligned()
+        && user_memory::is_beside_us(message.addr(), size_of::<msghdr>())
+        // SAFETY: aligned, and there is memory.
+        && unsafe { (*message).msg_controllen == 0 }
+}
+
 /// Calls `visit` for each descriptor in the SCM_RIGHTS messages of a header, if there is memory where it points.
 ///
 /// # Safety
