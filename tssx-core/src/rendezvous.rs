@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn what_brings_no_descriptor_is_told_apart() {
-        let why = |received, flags| without_descriptor(received, flags);
+        let why = without_descriptor;
         let errno = |number| Err(sys::Errno(number));
         assert_eq!(why(Ok(0), 0), Reason::PeerNotReady, "gone");
         assert_eq!(why(Ok(OFFER.len()), 0), Reason::BadSegment, "there never was one");

@@ -1,4 +1,4 @@
-//! Files of `/proc/PID` whose length that process determines: we read them with privileges, so what it can make us keep has a bound.
+//! Files of `/proc/PID`. Of some that process determines the length, and we read them with privileges: so what it can make us keep has a bound.
 
 use std::fmt::Display;
 use std::fs::File;

@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::foreign;
+
 /// An image younger than this may still be loading its libraries.
 const YOUNG: Duration = Duration::from_secs(1);
 /// Time between two looks into a process that seems to have nothing to do with the library.
@@ -75,7 +77,7 @@ fn is_due(look: &Look, now: Instant) -> bool {
 
 /// Fields `starttime` and `startstack` of `/proc/PID/stat`, see proc_pid_stat(5).
 fn image_of(pid: u32) -> Option<Image> {
-    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&foreign::read(pid, "stat")?)
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Image> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use procfs::process::{FDTarget, Process};
 
 use crate::facts::{Gatherer, ProgramRecord, is_io_uring};
+use crate::foreign;
 use crate::identity::Identity;
 
 /// Every process that could be looked at, and the sockets it holds.
@@ -163,7 +164,7 @@ pub(crate) fn pids() -> Vec<i32> {
 
 /// Name of a process as ps(1) shows it, printable; `None` when it is gone.
 fn command_name(pid: u32) -> Option<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let bytes = foreign::read(pid, "comm")?;
     Some(crate::names::escape(bytes.strip_suffix(b"\n").unwrap_or(&bytes)))
 }
 

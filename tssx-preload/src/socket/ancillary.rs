@@ -42,10 +42,8 @@ pub(crate) unsafe fn note_arrived(message: *const msghdr) {
 /// As sendmsg(2).
 #[inline]
 pub(crate) unsafe fn is_without_control(message: *const msghdr) -> bool {
-    message.is_aligned()
-        && user_memory::is_accessible(message.addr(), size_of::<msghdr>(), Access::Read)
-        // SAFETY: aligned, and there is memory.
-        && unsafe { (*message).msg_controllen == 0 }
+    // SAFETY: the caller's promise.
+    unsafe { is_there_without_control(message, |address, length| user_memory::is_accessible(address, length, Access::Read)) }
 }
 
 /// The same of a header that is surely there, because it is a local of the caller's. Of another one nothing is said.
@@ -54,10 +52,18 @@ pub(crate) unsafe fn is_without_control(message: *const msghdr) -> bool {
 /// As sendmsg(2).
 #[inline(always)]
 pub(crate) unsafe fn is_local_without_control(message: *const msghdr) -> bool {
-    message.is_aligned()
-        && user_memory::is_beside_us(message.addr(), size_of::<msghdr>())
-        // SAFETY: aligned, and there is memory.
-        && unsafe { (*message).msg_controllen == 0 }
+    // SAFETY: the caller's promise.
+    unsafe { is_there_without_control(message, user_memory::is_beside_us) }
+}
+
+/// The same of a header for which `is_there` says that there is memory, which it may know of less than there is.
+///
+/// # Safety
+/// As sendmsg(2).
+#[inline(always)]
+unsafe fn is_there_without_control(message: *const msghdr, is_there: impl FnOnce(usize, usize) -> bool) -> bool {
+    // SAFETY: aligned, and there is memory.
+    message.is_aligned() && is_there(message.addr(), size_of::<msghdr>()) && unsafe { (*message).msg_controllen == 0 }
 }
 
 /// Calls `visit` for each descriptor in the SCM_RIGHTS messages of a header, if there is memory where it points.

@@ -16,7 +16,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use nix::errno::Errno;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -31,6 +31,7 @@ use super::victim::{READY, VICTIM};
 use super::{Victim, sanitizer, victim};
 use crate::environment::without_library;
 use crate::exchange::{Counts, Dice};
+use crate::workload::run_on;
 use crate::{paths, run};
 
 /// Messages before: enough for both to be in their rings.
@@ -166,7 +167,7 @@ fn while_moving<T>(peer: &Peer, what: impl FnOnce() -> Result<T>) -> Result<T> {
     let own = cpus()?.first().copied().context("no CPU")?;
     thread::scope(|scope| {
         let moves = scope.spawn(|| {
-            let pinned = pin(own);
+            let pinned = run_on(&[own]);
             // Where that is refused, it takes more calls until one meets nothing but moves.
             let _ = Command::new("chrt").args(["--fifo", "--pid", "1", &gettid().to_string()]).output();
             let mut position = peer.get("in.tail");
@@ -191,13 +192,6 @@ fn cpus() -> Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
-/// The calling thread stays on this CPU.
-fn pin(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-}
-
 /// The victim: answers the honest messages, makes the call when it is told to, and says how it ended.
 ///
 /// # Errors
@@ -205,7 +199,7 @@ fn pin(cpu: usize) -> Result<()> {
 pub(crate) fn suffer_bound(options: &BoundOptions) -> Result<()> {
     set_pdeathsig(Signal::SIGKILL)?;
     if options.enemy == Enemy::Moving {
-        pin(cpus()?.last().copied().context("no CPU")?)?; // not the enemy's
+        run_on(&[cpus()?.last().copied().context("no CPU")?])?; // not the enemy's
     }
     let listener = UnixListener::bind(options.directory.join(VICTIM))?;
     victim::say(READY)?;
